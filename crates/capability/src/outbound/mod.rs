@@ -1,0 +1,5 @@
+//! Placeholder.
+
+/// Which network destinations a component may reach.
+#[derive(Clone, Default)]
+pub struct Grant {}

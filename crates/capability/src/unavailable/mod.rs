@@ -1,0 +1,9 @@
+//! Placeholder.
+
+use wasmtime::component::Linker;
+
+use crate::{Flavor, Host};
+
+pub(crate) fn add_to_linker(_linker: &mut Linker<Host>, _flavor: Flavor) -> wasmtime::Result<()> {
+    Ok(())
+}
