@@ -10,6 +10,7 @@
 //! with the instance, and with it every handle the guest forgot.
 #![forbid(unsafe_code)]
 
+mod error;
 mod grants;
 mod host;
 pub mod key_value;
@@ -20,5 +21,6 @@ mod unavailable;
 pub mod variables;
 pub mod wasi;
 
+pub use error::Error;
 pub use grants::Grants;
 pub use host::{Flavor, Host, add_to_linker};
