@@ -103,6 +103,70 @@ pub enum Error {
         cause: &'static str,
     },
 
+    // E032x: variables.
+    /// Variables that the app requires have no value.
+    #[error("{}", missing_variables(names))]
+    VariablesMissing {
+        /// Their names, in the order of the manifest.
+        names: Vec<String>,
+    },
+    /// A variable that nobody declared.
+    #[error("variable `{name}` is not declared {}", declared_where(component.as_deref()))]
+    VariableUndefined {
+        /// The name that was asked for.
+        name: String,
+        /// The component whose variable it would be; none if it would be the app's.
+        component: Option<Arc<str>>,
+    },
+    /// A name that no variable could have.
+    #[error("`{name}` is no variable's name: {cause}")]
+    VariableName {
+        /// The name, shortened.
+        name: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A provider failed while it was asked for a value.
+    #[error("cannot get variable `{name}` from the {provider}: {cause}")]
+    VariableProvider {
+        /// The variable.
+        name: String,
+        /// The provider, as a person would call it.
+        provider: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// A kind of provider that this version does not have.
+    #[error("variables provider `{kind}` is not available in this version of Wisp")]
+    VariableProviderUnavailable {
+        /// The kind: `type` of `[[variables_provider]]`.
+        kind: &'static str,
+    },
+    /// A value is longer than Wisp hands to a component.
+    #[error("the value of {what} has more than {limit_bytes} bytes")]
+    VariableTooLong {
+        /// What has that value.
+        what: String,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// An argument of `--variable` is malformed.
+    #[error("cannot use `--variable {argument}`: {cause}")]
+    VariableFlag {
+        /// The argument without its value, which may be a secret.
+        argument: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A file with values of variables cannot be used.
+    #[error("cannot read variables from `{}`: {cause}", path.display())]
+    VariableFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+
     // E035x: WASI.
     /// A file that a component's `files` names does not exist.
     #[error("component `{component}`: nothing matches `{pattern}` of its `files`")]
@@ -158,6 +222,14 @@ pub enum Error {
         /// What the operating system said.
         cause: std::io::Error,
     },
+
+    // E036x: interfaces that are linked and not available.
+    /// A family of interfaces that this version does not have.
+    #[error("{family} is not available in this version of Wisp")]
+    Unavailable {
+        /// The family.
+        family: &'static str,
+    },
 }
 
 impl Error {
@@ -172,12 +244,21 @@ impl Error {
             Self::TlsSettings { .. } => "WISP-E0341",
             Self::LocalCallDepth { .. } => "WISP-E0342",
             Self::EnvironmentVariable { .. } => "WISP-E0343",
+            Self::VariablesMissing { .. } => "WISP-E0320",
+            Self::VariableUndefined { .. } => "WISP-E0321",
+            Self::VariableName { .. } => "WISP-E0322",
+            Self::VariableProvider { .. } => "WISP-E0323",
+            Self::VariableProviderUnavailable { .. } => "WISP-E0324",
+            Self::VariableTooLong { .. } => "WISP-E0325",
+            Self::VariableFlag { .. } => "WISP-E0326",
+            Self::VariableFile { .. } => "WISP-E0327",
             Self::FilesMissing { .. } => "WISP-E0350",
             Self::FilesOutside { .. } => "WISP-E0351",
             Self::FilesPattern { .. } => "WISP-E0352",
             Self::FilesTooMany { .. } => "WISP-E0353",
             Self::FilesAccess { .. } => "WISP-E0354",
             Self::LogFile { .. } => "WISP-E0355",
+            Self::Unavailable { .. } => "WISP-E0360",
         }
     }
 
@@ -202,6 +283,37 @@ impl Error {
             }
             Self::LocalCallDepth { .. } => Some("let the components not call each other in a circle".into()),
             Self::EnvironmentVariable { .. } => None,
+            Self::VariablesMissing { names } => names.first().map(|name| {
+                format!(
+                    "set it with `--variable {name}=VALUE`, with the environment variable \
+                     `SPIN_VARIABLE_{}` (also in a `.env` file beside the manifest), or in a \
+                     `[[variables_provider]]` of the runtime configuration; or give it a `default` in the \
+                     manifest",
+                    name.to_ascii_uppercase()
+                )
+            }),
+            Self::VariableUndefined { name, component: None } => {
+                Some(format!("declare `{name}` in `[variables]` of the manifest"))
+            }
+            Self::VariableUndefined { name, component: Some(component) } => Some(format!(
+                "add `{name} = \"{{{{ {name} }}}}\"` to `[component.{component}.variables]` of the manifest"
+            )),
+            Self::VariableName { .. } => {
+                Some("a variable's name is lower-case words with `_` between them, such as `api_key`".into())
+            }
+            Self::VariableProvider { .. } => None,
+            Self::VariableProviderUnavailable { .. } => Some(
+                "use `type = \"static\"` or `type = \"env\"` in `[[variables_provider]]` of the runtime \
+                 configuration"
+                    .into(),
+            ),
+            Self::VariableTooLong { .. } => None,
+            Self::VariableFlag { .. } => Some(
+                "write `NAME=VALUE`, `NAME=@FILE`, `@FILE.json` or `@FILE.toml`; relative paths start at the \
+                 current directory"
+                    .into(),
+            ),
+            Self::VariableFile { .. } => None,
             Self::FilesMissing { component, .. } => Some(format!(
                 "create it, or correct `files` of component `{component}`; paths are relative to the manifest"
             )),
@@ -217,6 +329,22 @@ impl Error {
             Self::LogFile { .. } => {
                 Some("choose another directory with `--log-dir`, or none with `--log-dir \"\"`".into())
             }
+            Self::Unavailable { .. } => None,
         }
+    }
+}
+
+fn missing_variables(names: &[String]) -> String {
+    let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.as_slice() {
+        [one] => format!("variable {one} is required and has no value"),
+        many => format!("variables {} are required and have no value", many.join(", ")),
+    }
+}
+
+fn declared_where(component: Option<&str>) -> String {
+    match component {
+        None => "by the app".into(),
+        Some(component) => format!("for component `{component}`"),
     }
 }

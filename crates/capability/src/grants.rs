@@ -19,6 +19,8 @@ pub struct Grants {
     pub sqlite: sqlite::Grant,
     /// Which network destinations may be reached.
     pub outbound: outbound::Grant,
+    /// Names of the models that the component may use.
+    pub ai_models: Arc<[String]>,
     /// How outbound HTTP requests are sent.
     pub outbound_http: outbound_http::Grant,
 }
