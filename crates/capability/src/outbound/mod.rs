@@ -1,5 +1,443 @@
-//! Placeholder.
+//! Which network destinations a component may reach.
+//!
+//! Every family that leaves the process (outbound HTTP, sockets, databases)
+//! asks here, in the same three steps:
+//!
+//! 1. [`Grant::check`] the destination by name against the component's
+//!    `allowed_outbound_hosts`: before anything is resolved, so that a refused
+//!    name is not even looked up.
+//! 2. [`Grant::filter`] the addresses that the name resolved to against the
+//!    networks the operator blocks, and connect to *those* addresses: looking
+//!    the name up again would let its owner swap the address in between.
+//! 3. [`Grant::permit`] the connection, and keep the [`Permit`] as long as the
+//!    connection lives.
+//!
+//! A refusal says which rule fired and how to change it. It is logged once per
+//! component and destination, not on every call: a guest in a loop must not
+//! fill the operator's disk.
 
-/// Which network destinations a component may reach.
-#[derive(Clone, Default)]
-pub struct Grant {}
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wisp_manifest::allowed_hosts::{AllowedHosts, BlockedNetworks};
+
+use crate::Error;
+
+/// How many connections to the outside the process holds open at most when the
+/// runtime configuration does not say. Far above what one app needs, and below
+/// the number of ports that one address has towards one destination (about
+/// 28,000), so that a runaway guest gets an error and not the whole machine.
+pub const DEFAULT_MAX_TOTAL_CONNECTIONS_COUNT: usize = 16_384;
+
+/// How many different refused destinations are logged per component. A guest
+/// can make up names without end; an operator needs to see the first few.
+const LOGGED_REFUSALS_COUNT: usize = 64;
+
+/// Length to which an address that a guest made up is cut in messages.
+const SHOWN_ADDRESS_BYTES: usize = 256;
+
+/// Which network destinations a component may reach. Cheap to clone.
+#[derive(Clone)]
+pub struct Grant {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    component: Arc<str>,
+    allowed: AllowedHosts,
+    blocked: BlockedNetworks,
+    limits: Limits,
+    logged: Logged,
+}
+
+/// Where a guest wants to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// Lower-case scheme, such as `https` or `redis`.
+    pub scheme: String,
+    /// Lower-case host name or IP address; IPv6 without its brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// A bound on the number of open connections, shared by all that it bounds.
+#[derive(Clone)]
+pub struct Limit {
+    setting: &'static str,
+    limit_count: usize,
+    free: Arc<Semaphore>,
+}
+
+/// The bounds of `[outbound_networking]`; one per process.
+#[derive(Clone)]
+pub struct Limits {
+    total: Limit,
+    sockets: Option<Limit>,
+}
+
+/// The right to one open connection. Dropping it gives the right back.
+#[derive(Debug)]
+pub struct Permit {
+    _total: OwnedSemaphorePermit,
+    _family: Option<OwnedSemaphorePermit>,
+}
+
+/// Refusals that were logged already, as hashes of their destinations.
+#[derive(Default)]
+struct Logged {
+    hasher: RandomState,
+    seen: Mutex<HashSet<u64>>,
+}
+
+impl Grant {
+    /// What `component` may reach.
+    pub fn new(
+        component: impl Into<Arc<str>>,
+        allowed: AllowedHosts,
+        blocked: BlockedNetworks,
+        limits: Limits,
+    ) -> Self {
+        let inner =
+            Inner { component: component.into(), allowed, blocked, limits, logged: Logged::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Id of the component that this is for.
+    pub fn component(&self) -> &Arc<str> {
+        &self.inner.component
+    }
+
+    /// The process's bounds on open connections.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// Whether the component may reach a destination by name.
+    ///
+    /// # Errors
+    /// [`Error::DestinationNotAllowed`], which is also logged, once.
+    pub fn check(&self, destination: &Destination) -> Result<(), Error> {
+        let Destination { scheme, host, port } = destination;
+        if self.inner.allowed.allows(scheme, host, *port) {
+            return Ok(());
+        }
+        Err(self.refuse(Error::DestinationNotAllowed {
+            component: self.inner.component.clone(),
+            destination: destination.to_string(),
+            entry: destination.as_entry(),
+        }))
+    }
+
+    /// Reads an address such as `redis://user:secret@cache:6379/0` and checks
+    /// where it leads. `default_scheme` applies to an address without a scheme.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAddress`] and [`Error::DestinationNotAllowed`].
+    pub fn check_url(&self, address: &str, default_scheme: &str) -> Result<Destination, Error> {
+        let destination =
+            Destination::parse(address, default_scheme).map_err(|cause| Error::InvalidAddress {
+                component: self.inner.component.clone(),
+                address: shortened(address),
+                cause,
+            })?;
+        self.check(&destination)?;
+        Ok(destination)
+    }
+
+    /// Whether the component may reach an IP address directly: it must be
+    /// allowed under `scheme` and not be in a blocked network.
+    ///
+    /// # Errors
+    /// [`Error::DestinationNotAllowed`] and [`Error::NetworkBlocked`].
+    pub fn check_address(&self, scheme: &str, address: SocketAddr) -> Result<(), Error> {
+        let destination = Destination::of_address(scheme, address);
+        self.check(&destination)?;
+        self.filter(&destination, [address]).map(drop)
+    }
+
+    /// Whether the component may send requests to other components of its own
+    /// app: to itself through `self`, or to the named one.
+    ///
+    /// # Errors
+    /// [`Error::DestinationNotAllowed`].
+    pub fn check_local(&self, scheme: &str, target: Option<&str>) -> Result<(), Error> {
+        let destination = match target {
+            Some(component) => format!("{scheme}://{component}.spin.internal"),
+            None => format!("{scheme}://self"),
+        };
+        let allowed = match target {
+            Some(component) => {
+                let host = format!("{component}.spin.internal");
+                let port = if scheme == "https" { 443 } else { 80 };
+                self.inner.allowed.allows(scheme, &host, port)
+            }
+            None => self.inner.allowed.allows_self(scheme),
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(self.refuse(Error::DestinationNotAllowed {
+            component: self.inner.component.clone(),
+            entry: destination.clone(),
+            destination,
+        }))
+    }
+
+    /// Those of the addresses that `destination` resolved to which are in no
+    /// blocked network, in the same order.
+    ///
+    /// # Errors
+    /// [`Error::NetworkBlocked`] if addresses were given and none is left.
+    pub fn filter(
+        &self,
+        destination: &Destination,
+        addresses: impl IntoIterator<Item = SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, Error> {
+        let mut blocked = None;
+        let mut open = Vec::new();
+        for address in addresses {
+            if self.inner.blocked.blocks(address.ip()) {
+                blocked = Some(address.ip());
+            } else {
+                open.push(address);
+            }
+        }
+        match blocked {
+            Some(address) if open.is_empty() => Err(self.refuse(Error::NetworkBlocked {
+                component: self.inner.component.clone(),
+                destination: destination.to_string(),
+                address,
+            })),
+            _ => Ok(open),
+        }
+    }
+
+    /// The right to open one more connection, under the process's bound and
+    /// under the family's own if it has one.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLimit`]: there is no waiting, since what would free
+    /// a connection may be the very guest that waits.
+    pub fn permit(&self, family: Option<&Limit>) -> Result<Permit, Error> {
+        self.take_permit(family).map_err(|limit| {
+            self.refuse(Error::ConnectionLimit {
+                component: self.inner.component.clone(),
+                setting: limit.setting,
+                limit_count: limit.limit_count,
+            })
+        })
+    }
+
+    /// The same for a family that can make room and try again.
+    pub(crate) fn try_permit(&self, family: Option<&Limit>) -> Option<Permit> {
+        self.take_permit(family).ok()
+    }
+
+    /// Waits for room.
+    pub(crate) async fn next_permit(&self, family: Option<&Limit>) -> Option<Permit> {
+        let family = match family {
+            Some(limit) => Some(limit.free.clone().acquire_owned().await.ok()?),
+            None => None,
+        };
+        let total = self.inner.limits.total.free.clone().acquire_owned().await.ok()?;
+        Some(Permit { _total: total, _family: family })
+    }
+
+    fn take_permit<'a>(&'a self, family: Option<&'a Limit>) -> Result<Permit, &'a Limit> {
+        let family = match family {
+            Some(limit) => Some(limit.try_take().ok_or(limit)?),
+            None => None,
+        };
+        let total = &self.inner.limits.total;
+        Ok(Permit { _total: total.try_take().ok_or(total)?, _family: family })
+    }
+
+    /// Logs a refusal unless its like was logged before, and gives it back.
+    fn refuse(&self, error: Error) -> Error {
+        self.log(&error);
+        error
+    }
+
+    /// Logs a refusal unless its like was logged before.
+    pub(crate) fn log(&self, error: &Error) {
+        match self.inner.logged.note(error) {
+            Noted::Repeated => {}
+            Noted::New => {
+                let hint = error.hint().unwrap_or_default();
+                tracing::warn!(component = %self.inner.component, code = error.code(), hint, "{error}");
+            }
+            Noted::Last => {
+                let hint = error.hint().unwrap_or_default();
+                tracing::warn!(component = %self.inner.component, code = error.code(), hint, "{error}");
+                tracing::warn!(
+                    component = %self.inner.component,
+                    "component `{}` was refused {LOGGED_REFUSALS_COUNT} different destinations; further ones \
+                     are not logged",
+                    self.inner.component,
+                );
+            }
+        }
+    }
+}
+
+impl Default for Grant {
+    /// A component that may reach nothing.
+    fn default() -> Self {
+        Self::new("", AllowedHosts::default(), BlockedNetworks::default(), Limits::default())
+    }
+}
+
+impl Destination {
+    /// Where an address such as `redis://user:secret@cache:6379/0` leads.
+    ///
+    /// # Errors
+    /// What is wrong with the address.
+    pub fn parse(address: &str, default_scheme: &str) -> Result<Self, &'static str> {
+        let with_scheme;
+        let address = if address.contains("://") {
+            address
+        } else {
+            with_scheme = format!("{default_scheme}://{address}");
+            &with_scheme
+        };
+        let url = url::Url::parse(address).map_err(|_| "it cannot be read as a URL")?;
+        let host = match url.host() {
+            Some(url::Host::Domain(name)) if !name.is_empty() => name.to_ascii_lowercase(),
+            Some(url::Host::Ipv4(address)) => address.to_string(),
+            Some(url::Host::Ipv6(address)) => address.to_string(),
+            _ => return Err("it names no host"),
+        };
+        // The rules know one name for this scheme.
+        let scheme = match url.scheme() {
+            "postgresql" => "postgres",
+            scheme => scheme,
+        };
+        let port =
+            url.port().or_else(|| default_port(scheme)).ok_or("it names no port, and its scheme has none")?;
+        Ok(Self { scheme: scheme.into(), host, port })
+    }
+
+    /// An IP address and port under a scheme.
+    pub fn of_address(scheme: &str, address: SocketAddr) -> Self {
+        // An IPv4 address in IPv6 clothes is matched by rules for IPv4.
+        let ip = address.ip().to_canonical();
+        Self { scheme: scheme.into(), host: ip.to_string(), port: address.port() }
+    }
+
+    /// The entry of `allowed_outbound_hosts` that allows just this.
+    fn as_entry(&self) -> String {
+        if default_port(&self.scheme) == Some(self.port) {
+            format!("{}://{}", self.scheme, Bracketed(&self.host))
+        } else {
+            self.to_string()
+        }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}://{}:{}", self.scheme, Bracketed(&self.host), self.port)
+    }
+}
+
+/// Shows a host as it stands in a URL.
+struct Bracketed<'a>(&'a str);
+
+impl fmt::Display for Bracketed<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => write!(formatter, "[{address}]"),
+            _ => formatter.write_str(self.0),
+        }
+    }
+}
+
+impl Limit {
+    /// A bound that `setting` of the runtime configuration sets.
+    pub fn new(setting: &'static str, limit_count: usize) -> Self {
+        let limit_count = limit_count.min(Semaphore::MAX_PERMITS);
+        Self { setting, limit_count, free: Arc::new(Semaphore::new(limit_count)) }
+    }
+
+    fn try_take(&self) -> Option<OwnedSemaphorePermit> {
+        self.free.clone().try_acquire_owned().ok()
+    }
+}
+
+impl Limits {
+    /// The bounds of `[outbound_networking]`, in number of open connections.
+    pub fn new(max_total_count: Option<usize>, max_sockets_count: Option<usize>) -> Self {
+        let total = max_total_count.unwrap_or(DEFAULT_MAX_TOTAL_CONNECTIONS_COUNT);
+        Self {
+            total: Limit::new("max_total_connections", total),
+            sockets: max_sockets_count.map(|count| Limit::new("max_socket_connections", count)),
+        }
+    }
+
+    /// The bound on connections that guests open through `wasi:sockets`.
+    pub fn sockets(&self) -> Option<&Limit> {
+        self.sockets.as_ref()
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(None, None)
+    }
+}
+
+enum Noted {
+    New,
+    /// New, and the last one that is told.
+    Last,
+    Repeated,
+}
+
+impl Logged {
+    fn note(&self, error: &Error) -> Noted {
+        // Codes tell kinds apart, destinations tell the rest: a blocked address
+        // that changes with every lookup is still one refusal.
+        let hash = match error {
+            Error::DestinationNotAllowed { destination, .. } | Error::NetworkBlocked { destination, .. } => {
+                self.hasher.hash_one((error.code(), destination))
+            }
+            other => self.hasher.hash_one(other.code()),
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= LOGGED_REFUSALS_COUNT || !seen.insert(hash) {
+            Noted::Repeated
+        } else if seen.len() == LOGGED_REFUSALS_COUNT {
+            Noted::Last
+        } else {
+            Noted::New
+        }
+    }
+}
+
+/// The port that a scheme implies.
+pub(crate) fn default_port(scheme: &str) -> Option<u16> {
+    Some(match scheme {
+        "http" => 80,
+        "https" => 443,
+        "postgres" => 5432,
+        "mysql" => 3306,
+        "redis" | "rediss" => 6379,
+        "mqtt" => 1883,
+        "mqtts" => 8883,
+        _ => return None,
+    })
+}
+
+fn shortened(address: &str) -> String {
+    // Everything up to an `@` may be a password.
+    let address = address.rsplit_once('@').map_or(address, |(_, rest)| rest);
+    match address.char_indices().find(|(index, _)| *index >= SHOWN_ADDRESS_BYTES) {
+        Some((index, _)) => format!("{}…", &address[..index]),
+        None => address.into(),
+    }
+}
