@@ -1,19 +1,229 @@
-//! Placeholder.
+//! WASI: environment, clocks, random numbers, files, standard streams, sockets.
+//!
+//! The interfaces themselves, 0.2 and 0.3, are Wasmtime's. This module decides
+//! what a component finds behind them.
+//!
+//! A [`Grant`] is made once per component: it opens the component's directories
+//! and its logs, so that an instance costs no system call. [`Grant::context`]
+//! then puts together the context of one instance from what is already open; a
+//! component without files, environment or logs pays for none of them.
+//!
+//! Sockets: a guest may connect where `tcp://` and `udp://` entries of its
+//! `allowed_outbound_hosts` allow it, never listen, and never look up names
+//! (it would learn addresses that it may not reach, and there is no rule that
+//! could allow it).
+
+pub mod files;
+pub mod logs;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use wasmtime::component::Linker;
+use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
 
-use crate::{Flavor, Host};
+pub use logs::{Follow, LogSettings, LogSink, LogStream, Logs, StandardStream};
 
-pub(crate) fn add_to_linker(_linker: &mut Linker<Host>, _flavor: Flavor) -> wasmtime::Result<()> {
+use crate::{Error, Flavor, Host, outbound};
+
+/// Registers all of WASI but HTTP: 0.2 always, 0.3 where it can run.
+pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    if flavor == Flavor::Concurrent {
+        wasmtime_wasi::p3::add_to_linker(linker)?;
+    }
     Ok(())
+}
+
+/// A directory of this machine that a component sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it lies on this machine.
+    pub host: PathBuf,
+    /// Where the guest sees it: an absolute path.
+    pub guest: String,
+}
+
+/// What a component finds behind WASI.
+#[derive(Default)]
+pub struct Settings {
+    /// Environment variables, in order.
+    pub environment: Vec<(String, String)>,
+    /// Arguments, beginning with the program's name.
+    pub arguments: Vec<String>,
+    /// Directories that the guest sees.
+    pub mounts: Vec<Mount>,
+    /// Whether the guest may change what is in its directories.
+    pub may_write: bool,
+    /// Where its standard output goes.
+    pub stdout: LogSink,
+    /// Where its standard error goes.
+    pub stderr: LogSink,
 }
 
 /// Environment, files and standard streams of a component.
 #[derive(Default)]
-pub struct Grant {}
+pub struct Grant {
+    environment: Vec<(String, String)>,
+    arguments: Vec<String>,
+    /// Directories that are open already; handles are shared, not reopened.
+    filesystem: Option<WasiFilesystemCtx>,
+    stdout: LogSink,
+    stderr: LogSink,
+    /// The rules for sockets, where all instances can share them.
+    sockets: OnceLock<WasiSocketsCtx>,
+}
+
+/// What one instance gets instead of what its component gets, or in addition.
+#[derive(Default)]
+pub struct Overrides {
+    /// Environment variables after the component's own.
+    pub environment: Vec<(String, String)>,
+    /// Arguments instead of the component's, unless empty.
+    pub arguments: Vec<String>,
+    /// Standard input instead of an empty one.
+    pub stdin: Option<Box<dyn StdinStream + Sync>>,
+    /// Standard output instead of the component's log.
+    pub stdout: Option<Box<dyn StdoutStream + Sync>>,
+}
 
 impl Grant {
-    pub(crate) fn context(&self, _outbound: &crate::outbound::Grant) -> wasmtime_wasi::WasiCtx {
-        wasmtime_wasi::WasiCtx::builder().build()
+    /// Opens what a component needs.
+    ///
+    /// # Errors
+    /// [`Error::FilesAccess`] if a directory cannot be opened.
+    pub fn new(component: &Arc<str>, settings: Settings) -> Result<Self, Error> {
+        let filesystem = open_mounts(component, &settings.mounts, settings.may_write)?;
+        Ok(Self {
+            environment: settings.environment,
+            arguments: settings.arguments,
+            filesystem,
+            stdout: settings.stdout,
+            stderr: settings.stderr,
+            sockets: OnceLock::new(),
+        })
+    }
+
+    /// The context of a fresh instance.
+    pub(crate) fn context(&self, outbound: &outbound::Grant) -> WasiCtx {
+        let is_silent = self.stdout.is_discarding() && self.stderr.is_discarding();
+        let mut context = if is_silent && self.environment.is_empty() && self.arguments.is_empty() {
+            WasiCtx::default()
+        } else {
+            let mut builder = WasiCtxBuilder::new();
+            builder.envs(&self.environment).args(&self.arguments);
+            builder.stdout(self.stdout.clone()).stderr(self.stderr.clone());
+            builder.build()
+        };
+        self.complete(&mut context, outbound);
+        context
+    }
+
+    /// The context of a fresh instance that differs from the component's others.
+    pub(crate) fn context_with(&self, outbound: &outbound::Grant, overrides: Overrides) -> WasiCtx {
+        let mut builder = WasiCtxBuilder::new();
+        builder.envs(&self.environment).envs(&overrides.environment);
+        builder.args(if overrides.arguments.is_empty() { &self.arguments } else { &overrides.arguments });
+        if let Some(stdin) = overrides.stdin {
+            builder.stdin(stdin);
+        }
+        match overrides.stdout {
+            Some(stdout) => builder.stdout(stdout),
+            None => builder.stdout(self.stdout.clone()),
+        };
+        builder.stderr(self.stderr.clone());
+        let mut context = builder.build();
+        self.complete(&mut context, outbound);
+        context
+    }
+
+    /// Adds what instances share: open directories and the rules for sockets.
+    fn complete(&self, context: &mut WasiCtx, outbound: &outbound::Grant) {
+        if let Some(filesystem) = &self.filesystem {
+            *context.filesystem() = filesystem.clone();
+        }
+        *context.sockets() = if outbound.limits().sockets().is_some() {
+            // Permits are held per instance, so the rules are too.
+            sockets(outbound.clone(), Some(HeldPermits::default()))
+        } else {
+            self.sockets.get_or_init(|| sockets(outbound.clone(), None)).clone()
+        };
+    }
+}
+
+/// Opens directories once; the result is cloned into every instance.
+fn open_mounts(
+    component: &Arc<str>,
+    mounts: &[Mount],
+    may_write: bool,
+) -> Result<Option<WasiFilesystemCtx>, Error> {
+    if mounts.is_empty() {
+        return Ok(None);
+    }
+    let permissions = if may_write { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
+    let mut builder = WasiCtxBuilder::new();
+    for mount in mounts {
+        builder.preopened_dir(&mount.host, &mount.guest, permissions).map_err(|cause| {
+            Error::FilesAccess {
+                component: component.clone(),
+                action: "open",
+                path: mount.host.clone(),
+                cause: cause
+                    .downcast::<io::Error>()
+                    .unwrap_or_else(|other| io::Error::other(other.to_string())),
+            }
+        })?;
+    }
+    Ok(Some(builder.build().filesystem().clone()))
+}
+
+/// Permits of the connections that one instance opened. They are given back
+/// with the instance: what happens to a single socket is not visible here.
+type HeldPermits = Arc<Mutex<Vec<outbound::Permit>>>;
+
+fn sockets(outbound: outbound::Grant, permits: Option<HeldPermits>) -> WasiSocketsCtx {
+    let mut builder = WasiCtxBuilder::new();
+    builder.allow_tcp(true).allow_udp(true).allow_ip_name_lookup(false);
+    builder.socket_addr_check(move |address, usage| {
+        let is_allowed = is_socket_use_allowed(&outbound, permits.as_ref(), address, usage);
+        Box::pin(std::future::ready(is_allowed)) as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
+    });
+    builder.build().sockets().clone()
+}
+
+fn is_socket_use_allowed(
+    outbound: &outbound::Grant,
+    permits: Option<&HeldPermits>,
+    address: SocketAddr,
+    usage: SocketAddrUse,
+) -> bool {
+    // A client's socket is bound to any address and port by connecting it.
+    let is_implicit_bind = address.ip().is_unspecified() && address.port() == 0;
+    match usage {
+        SocketAddrUse::TcpBind => is_implicit_bind,
+        SocketAddrUse::TcpListen | SocketAddrUse::TcpAccept => false,
+        SocketAddrUse::TcpConnect => {
+            if outbound.check_address("tcp", address).is_err() {
+                return false;
+            }
+            let Some(permits) = permits else { return true };
+            match outbound.permit(outbound.limits().sockets()) {
+                Ok(permit) => {
+                    permits.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
+                    true
+                }
+                Err(_) => false,
+            }
+        }
+        SocketAddrUse::UdpBind if is_implicit_bind => true,
+        SocketAddrUse::UdpBind | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
+            outbound.check_address("udp", address).is_ok()
+        }
     }
 }

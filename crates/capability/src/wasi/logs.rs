@@ -1,0 +1,487 @@
+//! Where the standard output and standard error of guests go.
+//!
+//! Guests write; one thread of the process puts lines into the component's log
+//! file and, where the operator follows the component, onto Wisp's own standard
+//! streams with the component's name before each line.
+//!
+//! Between the two is a bounded queue. A guest that writes faster than the
+//! disk takes it waits a moment for room ([`ROOM_WAIT_MS`]); if there is still
+//! none, lines are dropped, counted, and the log says how many. A guest neither
+//! blocks a thread nor waits without end nor grows the process.
+//!
+//! Life of a line: [`LogStream`] (one per guest and stream) collects bytes up
+//! to a line feed → the queue, as one message for all complete lines of a write
+//! → the writer thread → file and followed stream. Lines of several instances
+//! interleave, but never within a line. What is left without a line feed when
+//! the guest ends is a line too.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use tokio::sync::Notify;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use crate::Error;
+
+/// Longest line in bytes; a longer one is broken. Bounds what an instance
+/// buffers for a guest that never writes a line feed.
+pub const MAX_LINE_BYTES: usize = 64 * 1024;
+
+/// How much one component's stream may have in the queue: enough for a burst
+/// of some ten thousand lines, and little beside what an instance takes.
+const STREAM_QUEUE_BYTES: usize = 1024 * 1024;
+
+/// How many messages the queue holds for all components together. Each is at
+/// most one guest write, so with [`STREAM_QUEUE_BYTES`] this bounds memory.
+const QUEUE_MESSAGES_COUNT: usize = 8192;
+
+/// How long a guest waits for room in the queue before its lines are dropped.
+/// Long enough for a disk's hiccup, short enough not to look like a hang.
+pub const ROOM_WAIT_MS: u64 = 250;
+
+/// How long [`Logs::flush`] waits for the writer at most, in milliseconds.
+const FLUSH_WAIT_MS: u64 = 2_000;
+
+/// How many bytes a guest may write in one call.
+const WRITE_PERMIT_BYTES: usize = 64 * 1024;
+
+/// Colours that tell components apart on a terminal (ANSI foreground codes):
+/// all but red, which reads as an error, and those that vanish on a background.
+const PREFIX_COLOURS: [u8; 5] = [32, 33, 34, 35, 36];
+
+/// Which of its two standard streams a guest writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StandardStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Which components' lines appear on Wisp's own standard streams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Follow {
+    /// All components.
+    #[default]
+    All,
+    /// No component.
+    None,
+    /// The components with these ids.
+    Some(HashSet<String>),
+}
+
+/// What happens to the output of guests.
+#[derive(Clone, Debug, Default)]
+pub struct LogSettings {
+    /// Where the log files go: `<component>_stdout.txt` and `_stderr.txt`.
+    pub directory: Option<PathBuf>,
+    /// Whether log files begin empty.
+    pub truncate: bool,
+    /// What appears on Wisp's own standard streams.
+    pub follow: Follow,
+}
+
+/// The logs of all components; one per process.
+///
+/// Dropping it does not lose lines that are queued, but nobody waits for them:
+/// call [`Logs::flush`] before the process ends.
+pub struct Logs {
+    settings: LogSettings,
+    queue: SyncSender<Message>,
+}
+
+/// Where one component's standard output or standard error goes. Cheap to
+/// clone; the default one discards everything.
+#[derive(Clone, Default)]
+pub struct LogSink {
+    inner: Option<Arc<Sink>>,
+}
+
+struct Sink {
+    queue: SyncSender<Message>,
+    stream: StandardStream,
+    file: Option<Mutex<File>>,
+    /// What stands before each line on Wisp's own stream, if it is followed.
+    prefix: Option<String>,
+    queued_bytes: AtomicUsize,
+    dropped_lines: AtomicU64,
+    /// Told when there is room in the queue again.
+    room: Notify,
+}
+
+enum Message {
+    Lines { sink: Arc<Sink>, lines: Vec<u8> },
+    Flush(SyncSender<()>),
+}
+
+/// One guest's end of a log: collects bytes into lines.
+pub struct LogStream {
+    sink: LogSink,
+    /// The beginning of a line whose end has not come yet.
+    partial: Vec<u8>,
+    /// Set while the guest waits for room.
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    /// Set when waiting did not help: no more waiting until there was room.
+    gave_up: bool,
+}
+
+impl Logs {
+    /// Starts the thread that writes.
+    ///
+    /// # Errors
+    /// [`Error::LogFile`] if the directory cannot be made or the thread cannot
+    /// be started.
+    pub fn new(settings: LogSettings) -> Result<Self, Error> {
+        if let Some(directory) = &settings.directory {
+            std::fs::create_dir_all(directory)
+                .map_err(|cause| Error::LogFile { path: directory.clone(), cause })?;
+        }
+        let (queue, messages) = sync_channel(QUEUE_MESSAGES_COUNT);
+        thread::Builder::new().name("wisp-logs".into()).spawn(move || write_all(&messages)).map_err(
+            |cause| Error::LogFile { path: settings.directory.clone().unwrap_or_default(), cause },
+        )?;
+        Ok(Self { settings, queue })
+    }
+
+    /// Where a component's stream goes; opens its log file.
+    ///
+    /// # Errors
+    /// [`Error::LogFile`].
+    pub fn sink(&self, component: &str, stream: StandardStream) -> Result<LogSink, Error> {
+        let is_followed = match &self.settings.follow {
+            Follow::All => true,
+            Follow::None => false,
+            Follow::Some(components) => components.contains(component),
+        };
+        let file = match &self.settings.directory {
+            Some(directory) => {
+                Some(Mutex::new(open_log(directory, component, stream, self.settings.truncate)?))
+            }
+            None => None,
+        };
+        if file.is_none() && !is_followed {
+            return Ok(LogSink::default());
+        }
+        let is_terminal = match stream {
+            StandardStream::Stdout => io::IsTerminal::is_terminal(&io::stdout()),
+            StandardStream::Stderr => io::IsTerminal::is_terminal(&io::stderr()),
+        };
+        let sink = Sink {
+            queue: self.queue.clone(),
+            stream,
+            file,
+            prefix: is_followed.then(|| prefix(component, is_terminal)),
+            queued_bytes: AtomicUsize::new(0),
+            dropped_lines: AtomicU64::new(0),
+            room: Notify::new(),
+        };
+        Ok(LogSink { inner: Some(Arc::new(sink)) })
+    }
+
+    /// Waits, for a bounded time, until what was queued before is written.
+    /// Blocks the thread: for the end of the process.
+    pub fn flush(&self) {
+        let (done, is_done) = sync_channel(1);
+        if self.queue.send(Message::Flush(done)).is_ok() {
+            // Timing out is all right: whoever ends the process must end.
+            match is_done.recv_timeout(Duration::from_millis(FLUSH_WAIT_MS)) {
+                Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+        }
+    }
+}
+
+fn open_log(
+    directory: &std::path::Path,
+    component: &str,
+    stream: StandardStream,
+    truncate: bool,
+) -> Result<File, Error> {
+    let suffix = match stream {
+        StandardStream::Stdout => "stdout",
+        StandardStream::Stderr => "stderr",
+    };
+    // Component ids have no separators; an id from elsewhere must not climb out.
+    let name = component.replace(['/', '\\', '\0'], "_");
+    let path = directory.join(format!("{name}_{suffix}.txt"));
+    let mut options = OpenOptions::new();
+    options.create(true).append(true);
+    let opened = options.open(&path).and_then(|file| {
+        if truncate {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    });
+    opened.map_err(|cause| Error::LogFile { path, cause })
+}
+
+fn prefix(component: &str, is_terminal: bool) -> String {
+    if !is_terminal {
+        return format!("[{component}] ");
+    }
+    // The same component has the same colour in every run.
+    let sum = component.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let colour = PREFIX_COLOURS[sum % PREFIX_COLOURS.len()];
+    format!("\u{1b}[{colour}m[{component}]\u{1b}[0m ")
+}
+
+/// The writer thread: ends when nobody can send any more.
+fn write_all(messages: &Receiver<Message>) {
+    let mut prefixed = Vec::new();
+    while let Ok(message) = messages.recv() {
+        match message {
+            Message::Lines { sink, lines } => {
+                sink.write(&lines, &mut prefixed);
+                sink.give_back(lines.len());
+                let dropped = sink.dropped_lines.swap(0, Ordering::Relaxed);
+                if dropped > 0 {
+                    let mut note = String::new();
+                    let result = writeln!(
+                        note,
+                        "wisp: {dropped} lines were dropped here, since they came faster than they could be written"
+                    );
+                    debug_assert!(result.is_ok(), "writing to a string does not fail");
+                    sink.write(note.as_bytes(), &mut prefixed);
+                }
+            }
+            Message::Flush(done) => {
+                // Whoever asked may have stopped waiting.
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+impl Sink {
+    /// Writes complete lines. Errors are ignored: there is no better place to
+    /// report that a log cannot be written, and guests do not depend on it.
+    fn write(&self, lines: &[u8], prefixed: &mut Vec<u8>) {
+        if let Some(file) = &self.file {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(file.write_all(lines));
+        }
+        if let Some(prefix) = &self.prefix {
+            prefixed.clear();
+            for line in lines.split_inclusive(|byte| *byte == b'\n') {
+                prefixed.extend_from_slice(prefix.as_bytes());
+                prefixed.extend_from_slice(line);
+            }
+            match self.stream {
+                StandardStream::Stdout => {
+                    let mut stdout = io::stdout().lock();
+                    drop(stdout.write_all(prefixed).and_then(|()| stdout.flush()));
+                }
+                StandardStream::Stderr => drop(io::stderr().lock().write_all(prefixed)),
+            }
+        }
+    }
+
+    /// Queues complete lines, or counts them as dropped.
+    fn send(self: &Arc<Self>, lines: Vec<u8>) {
+        let length = lines.len();
+        let queued = self.queued_bytes.fetch_add(length, Ordering::Relaxed);
+        if queued + length <= STREAM_QUEUE_BYTES {
+            match self.queue.try_send(Message::Lines { sink: self.clone(), lines }) {
+                Ok(()) => return,
+                Err(refused) => {
+                    let (std::sync::mpsc::TrySendError::Full(message)
+                    | std::sync::mpsc::TrySendError::Disconnected(message)) = refused;
+                    if let Message::Lines { lines, .. } = message {
+                        self.count_dropped(&lines);
+                    }
+                }
+            }
+        } else {
+            self.count_dropped(&lines);
+        }
+        self.give_back(length);
+    }
+
+    fn count_dropped(&self, lines: &[u8]) {
+        let count = lines.iter().filter(|byte| **byte == b'\n').count();
+        self.dropped_lines.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Takes bytes off the account of what is queued.
+    fn give_back(&self, length: usize) {
+        let before = self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
+        if before > STREAM_QUEUE_BYTES / 2 && before - length <= STREAM_QUEUE_BYTES / 2 {
+            self.room.notify_waiters();
+        }
+    }
+
+    fn is_congested(&self) -> bool {
+        self.queued_bytes.load(Ordering::Relaxed) > STREAM_QUEUE_BYTES / 2
+    }
+
+    /// Waits until the queue is at most half full, for a bounded time.
+    async fn wait_for_room(self: Arc<Self>) {
+        let mut told = std::pin::pin!(self.room.notified());
+        // Enlisted before looking, so that room made in between is not missed.
+        told.as_mut().enable();
+        if self.is_congested() {
+            // Waiting too long only means that lines are dropped.
+            drop(tokio::time::timeout(Duration::from_millis(ROOM_WAIT_MS), told).await);
+        }
+    }
+}
+
+impl LogSink {
+    /// Whether nothing of what is written arrives anywhere.
+    pub fn is_discarding(&self) -> bool {
+        self.inner.is_none()
+    }
+
+    /// A new end for a guest to write to.
+    pub fn open(&self) -> LogStream {
+        LogStream { sink: self.clone(), partial: Vec::new(), waiting: None, gave_up: false }
+    }
+}
+
+impl LogStream {
+    /// Takes bytes and passes on the lines that they complete.
+    fn take(&mut self, mut bytes: &[u8]) {
+        let Some(sink) = &self.sink.inner else { return };
+        if let Some(last) = bytes.iter().rposition(|byte| *byte == b'\n') {
+            let (complete, rest) = bytes.split_at(last + 1);
+            let mut lines = std::mem::take(&mut self.partial);
+            append_broken(&mut lines, complete);
+            sink.send(lines);
+            bytes = rest;
+        }
+        while self.partial.len() + bytes.len() >= MAX_LINE_BYTES {
+            let (piece, rest) = bytes.split_at(MAX_LINE_BYTES - 1 - self.partial.len());
+            let mut line = std::mem::take(&mut self.partial);
+            line.extend_from_slice(piece);
+            line.push(b'\n');
+            sink.send(line);
+            bytes = rest;
+        }
+        self.partial.extend_from_slice(bytes);
+    }
+
+    /// Whether the guest has to wait before it writes.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(sink) = &self.sink.inner else { return Poll::Ready(()) };
+        if self.waiting.is_none() {
+            if !sink.is_congested() {
+                self.gave_up = false;
+                return Poll::Ready(());
+            }
+            if self.gave_up {
+                return Poll::Ready(());
+            }
+            self.waiting = Some(Box::pin(sink.clone().wait_for_room()));
+        }
+        if let Some(waiting) = &mut self.waiting {
+            ready!(waiting.as_mut().poll(context));
+            self.waiting = None;
+            self.gave_up = sink.is_congested();
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Appends complete lines, breaking those that are too long.
+fn append_broken(to: &mut Vec<u8>, complete: &[u8]) {
+    if to.len() + complete.len() <= MAX_LINE_BYTES {
+        to.extend_from_slice(complete);
+        return;
+    }
+    let mut length = to.len();
+    for line in complete.split_inclusive(|byte| *byte == b'\n') {
+        for byte in line {
+            if length == MAX_LINE_BYTES - 1 && *byte != b'\n' {
+                to.push(b'\n');
+                length = 0;
+            }
+            to.push(*byte);
+            length += 1;
+        }
+        length = 0;
+    }
+}
+
+impl Drop for LogStream {
+    fn drop(&mut self) {
+        if !self.partial.is_empty()
+            && let Some(sink) = &self.sink.inner
+        {
+            let mut line = std::mem::take(&mut self.partial);
+            line.push(b'\n');
+            sink.send(line);
+        }
+    }
+}
+
+impl IsTerminal for LogSink {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for LogSink {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.open())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.open())
+    }
+}
+
+impl AsyncWrite for LogStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_room(context));
+        let taken = buffer.len().min(WRITE_PERMIT_BYTES);
+        self.take(&buffer[..taken]);
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for LogStream {
+    async fn ready(&mut self) {
+        std::future::poll_fn(|context| self.poll_room(context)).await;
+    }
+}
+
+impl OutputStream for LogStream {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.take(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(WRITE_PERMIT_BYTES)
+    }
+}
