@@ -44,6 +44,19 @@ impl Host {
         }
     }
 
+    /// The same for an instance that differs from the component's others, such
+    /// as a program that is run once with arguments and a captured output.
+    pub fn with_overrides(grants: Arc<Grants>, overrides: wasi::Overrides) -> Self {
+        let wasi = grants.wasi.context_with(&grants.outbound, overrides);
+        Self { wasi, ..Self::new(grants) }
+    }
+
+    /// Says how many components have called each other to bring about the
+    /// request that this instance serves.
+    pub fn set_local_depth(&mut self, depth: outbound_http::LocalDepth) {
+        self.http_hooks.set_depth(depth);
+    }
+
     /// What this instance's component may reach.
     pub fn grants(&self) -> &Arc<Grants> {
         &self.grants

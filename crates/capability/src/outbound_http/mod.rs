@@ -1,40 +1,222 @@
-//! Placeholder.
+//! Outbound HTTP: `wasi:http` 0.2 and 0.3, and `fermyon:spin/http`.
+//!
+//! The interfaces of `wasi:http` are Wasmtime's; they hand every request to
+//! [`Hooks::send_request`]. From there:
+//!
+//! 1. A request for `http://ID.spin.internal` or `http://self.alt` stays in the
+//!    process and goes to the app's trigger, see [`LocalDispatch`].
+//! 2. Any other is checked against the component's `allowed_outbound_hosts`
+//!    ([`outbound`](crate::outbound)); a refusal is `HTTP-request-denied`.
+//! 3. A connection that waits in the pool is taken, or one is opened: the name
+//!    is resolved, the addresses are checked against blocked networks, and
+//!    those addresses are connected to. TLS and HTTP/2 are agreed on there.
+//! 4. The request is sent, its body as the guest writes it; the response's body
+//!    is read as the guest reads it, and then the connection waits for another.
+//!
+//! Timeouts are the guest's, or ten minutes for each step. Bodies are never
+//! gathered here; hyper's windows bound what is between guest and network.
 
+mod body;
+mod buffered;
+mod client;
+mod connect;
+mod local;
+mod pool;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use http::header::{self, HeaderName};
+use http::{Request, Response};
 use wasmtime::component::Linker;
+use wasmtime_wasi_http::{
+    Error as HttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
+};
+use wisp_manifest::allowed_hosts::{SELF_HOST, chained_component};
 
-use crate::{Flavor, Host};
+pub use client::{Client, DEFAULT_TIMEOUT, HTTP2_PRIOR_KNOWLEDGE_VARIABLE, Settings};
+pub use local::{LocalDepth, LocalDispatch, LocalSlot, LocalTarget, MAX_LOCAL_DEPTH_COUNT};
+pub use tls::ClientTls;
 
-pub(crate) fn add_to_linker(_linker: &mut Linker<Host>, _flavor: Flavor) -> wasmtime::Result<()> {
-    Ok(())
+use crate::outbound::Destination;
+use crate::{Error, Flavor, Grants, Host};
+use client::{RequestSent, Sender};
+use tls::ComponentTls;
+
+/// The host of a component's own app.
+const SELF_AUTHORITY: &str = SELF_HOST;
+
+/// Registers HTTP for guests: 0.2 and the buffered interface always, 0.3 where
+/// it can run.
+pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    if flavor == Flavor::Concurrent {
+        wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    }
+    buffered::add_to_linker(linker)
 }
 
-/// How a component's outbound HTTP requests are sent.
-#[derive(Clone, Default)]
-pub struct Grant {}
+/// How a component's outbound HTTP requests are sent. Cheap to clone.
+#[derive(Clone)]
+pub struct Grant {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Tells this component's connections from all others'.
+    number: u64,
+    client: Arc<Client>,
+    tls: ComponentTls,
+    local: LocalSlot,
+}
+
+impl Grant {
+    /// For `component`, through the process's client.
+    pub fn new(component: &str, client: &Arc<Client>, local: LocalSlot) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let inner = Inner { number, client: client.clone(), tls: client.tls_of(component), local };
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+impl Default for Grant {
+    /// With default settings, and without other components.
+    fn default() -> Self {
+        static CLIENT: LazyLock<Arc<Client>> = LazyLock::new(Arc::default);
+        Self::new("", &CLIENT, LocalSlot::default())
+    }
+}
 
 /// The per-instance side of outbound HTTP, called by `wasmtime-wasi-http`.
-pub struct Hooks {}
+pub struct Hooks {
+    grants: Arc<Grants>,
+    depth: LocalDepth,
+}
 
 impl Hooks {
-    pub(crate) fn new(_grants: &std::sync::Arc<crate::Grants>) -> Self {
-        Self {}
+    pub(crate) fn new(grants: &Arc<Grants>) -> Self {
+        Self { grants: grants.clone(), depth: LocalDepth::default() }
+    }
+
+    /// An instance that serves several requests at once is as deep as the
+    /// deepest of them: a circle is found early rather than never.
+    pub(crate) fn set_depth(&mut self, depth: LocalDepth) {
+        self.depth = self.depth.max(depth);
+    }
+
+    pub(crate) fn depth(&self) -> LocalDepth {
+        self.depth
     }
 }
 
-impl wasmtime_wasi_http::WasiHttpHooks for Hooks {
+/// Whether a header is about the connection and so none of the guest's.
+///
+/// `Host` is not: guests read it from incoming requests. On outgoing requests
+/// it is replaced by the host of the URI.
+fn is_forbidden_header(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::UPGRADE
+        || *name == header::PROXY_AUTHENTICATE
+        || *name == header::PROXY_AUTHORIZATION
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+}
+
+impl WasiHttpHooks for Hooks {
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        is_forbidden_header(name)
+    }
+
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        static FILTER: LazyLock<ForbiddenHeaderFilter> = LazyLock::new(|| Arc::new(is_forbidden_header));
+        FILTER.clone()
+    }
+
+    fn set_host_header(&mut self) -> bool {
+        // The client does, once it knows the protocol.
+        false
+    }
+
     fn send_request(
         &mut self,
-        _request: http::Request<wasmtime_wasi_http::WasiBody>,
-        _options: Option<wasmtime_wasi_http::RequestOptions>,
-        _fut: Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>,
-    ) -> Box<
-        dyn Future<
-                Output = wasmtime_wasi_http::Result<(
-                    http::Response<wasmtime_wasi_http::WasiBody>,
-                    Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>,
-                )>,
-            > + Send,
-    > {
-        Box::new(async { Err(wasmtime_wasi_http::Error::HttpRequestDenied) })
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _response_read: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
+    ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, RequestSent), HttpError>> + Send> {
+        Box::new(send(self.grants.clone(), request, options.unwrap_or_default(), self.depth))
     }
+}
+
+/// Sends a component's request to wherever it leads.
+async fn send(
+    grants: Arc<Grants>,
+    request: Request<WasiBody>,
+    options: RequestOptions,
+    depth: LocalDepth,
+) -> Result<(Response<WasiBody>, RequestSent), HttpError> {
+    let destination = destination_of(&request)?;
+    if let Some(target) = local_target(&destination.host) {
+        return send_local(&grants, &destination.scheme, target, request, options, depth).await;
+    }
+    grants.outbound.check(&destination).map_err(|_| HttpError::HttpRequestDenied)?;
+    let Inner { number, client, tls, .. } = &*grants.outbound_http.inner;
+    let sender = Sender { client: *number, outbound: &grants.outbound, tls };
+    client.send(sender, destination, request, options).await
+}
+
+fn destination_of(request: &Request<WasiBody>) -> Result<Destination, HttpError> {
+    let uri = request.uri();
+    let scheme = uri.scheme_str().ok_or(HttpError::HttpRequestUriInvalid)?;
+    let authority = uri.authority().ok_or(HttpError::HttpRequestUriInvalid)?;
+    let host = authority.host();
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    // A user name would let two readers see two different hosts.
+    if host.is_empty() || authority.as_str().contains('@') {
+        return Err(HttpError::HttpRequestUriInvalid);
+    }
+    let port = match authority.port() {
+        Some(port) => port.as_u16(),
+        None => crate::outbound::default_port(scheme).ok_or(HttpError::HttpProtocolError)?,
+    };
+    Ok(Destination { scheme: scheme.to_owned(), host: host.to_ascii_lowercase(), port })
+}
+
+fn local_target(host: &str) -> Option<LocalTarget> {
+    if host == SELF_AUTHORITY {
+        return Some(LocalTarget::Route);
+    }
+    chained_component(host).map(|component| LocalTarget::Component(component.to_string()))
+}
+
+async fn send_local(
+    grants: &Grants,
+    scheme: &str,
+    target: LocalTarget,
+    mut request: Request<WasiBody>,
+    options: RequestOptions,
+    depth: LocalDepth,
+) -> Result<(Response<WasiBody>, RequestSent), HttpError> {
+    let component = match &target {
+        LocalTarget::Component(component) => Some(component.as_str()),
+        LocalTarget::Route => None,
+    };
+    grants.outbound.check_local(scheme, component).map_err(|_| HttpError::HttpRequestDenied)?;
+    let Some(depth) = depth.deeper() else {
+        let error =
+            Error::LocalCallDepth { component: grants.component.clone(), limit_count: MAX_LOCAL_DEPTH_COUNT };
+        grants.outbound.log(&error);
+        return Err(HttpError::LoopDetected);
+    };
+    let dispatch = grants.outbound_http.inner.local.get().ok_or(HttpError::DestinationUnavailable)?;
+    request.extensions_mut().insert(depth);
+    let first_byte_timeout = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT).min(client::MAX_TIMEOUT);
+    let response = tokio::time::timeout(first_byte_timeout, dispatch.dispatch(target, request))
+        .await
+        .map_err(|_| HttpError::ConnectionReadTimeout)??;
+    Ok((response, Box::new(std::future::ready(Ok(())))))
 }

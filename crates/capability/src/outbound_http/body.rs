@@ -1,0 +1,190 @@
+//! Bodies on their way between guest and network.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep};
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
+
+use super::client::network_error;
+use super::pool::Lease;
+
+/// A request's body as hyper sends it. Tells when it was sent to its end, or
+/// why its guest broke it off: hyper hands such an error back only as text.
+pub(super) struct RequestBody {
+    body: WasiBody,
+    /// Unset for a body that was empty from the start.
+    watched: Option<Watched>,
+}
+
+struct Watched {
+    is_sent: Arc<AtomicBool>,
+    /// Unset once told.
+    end: Option<oneshot::Sender<Result<(), HttpError>>>,
+}
+
+/// Learns what became of a [`RequestBody`].
+pub(super) struct RequestEnd {
+    pub(super) is_sent: Arc<AtomicBool>,
+    pub(super) result: oneshot::Receiver<Result<(), HttpError>>,
+}
+
+/// Stands for an error that went through [`RequestBody::finished`].
+#[derive(Debug)]
+pub(super) struct BrokenOff;
+
+impl fmt::Display for BrokenOff {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the guest broke its request body off")
+    }
+}
+
+impl std::error::Error for BrokenOff {}
+
+impl RequestBody {
+    /// There is no end to learn of if the body is empty.
+    pub(super) fn new(body: WasiBody) -> (Self, Option<RequestEnd>) {
+        if body.is_end_stream() {
+            return (Self { body, watched: None }, None);
+        }
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let (end, result) = oneshot::channel();
+        let watched = Watched { is_sent: is_sent.clone(), end: Some(end) };
+        (Self { body, watched: Some(watched) }, Some(RequestEnd { is_sent, result }))
+    }
+
+    fn finish(&mut self, result: Result<(), HttpError>) {
+        let Some(watched) = &mut self.watched else { return };
+        if result.is_ok() {
+            watched.is_sent.store(true, Ordering::Release);
+        }
+        if let Some(end) = watched.end.take() {
+            // Nobody listens any more when the response was dropped.
+            drop(end.send(result));
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                if self.body.is_end_stream() {
+                    // hyper may not ask again.
+                    self.finish(Ok(()));
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.finish(Err(error));
+                Poll::Ready(Some(Err(BrokenOff)))
+            }
+            Poll::Ready(None) => {
+                self.finish(Ok(()));
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body as the guest reads it: bounded in the time between two
+/// pieces, and giving its connection back at its end.
+pub(super) struct ResponseBody {
+    incoming: Incoming,
+    between_bytes: Duration,
+    /// Runs while the network is waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Given back at the end; dropped, which closes it, before.
+    lease: Option<Lease>,
+}
+
+impl ResponseBody {
+    pub(super) fn new(incoming: Incoming, between_bytes: Duration, lease: Lease) -> Self {
+        let mut body = Self { incoming, between_bytes, timer: None, lease: Some(lease) };
+        if body.incoming.is_end_stream() {
+            body.give_back();
+        }
+        body
+    }
+
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        match Pin::new(&mut self.incoming).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.timer = None;
+                if self.incoming.is_end_stream() {
+                    self.give_back();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.lease = None;
+                let error = match network_error(&error) {
+                    // The headers were there: it is the body that is cut off.
+                    HttpError::ConnectionTerminated => HttpError::HttpResponseIncomplete,
+                    other => other,
+                };
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(None) => {
+                self.give_back();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let between_bytes = self.between_bytes;
+                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(between_bytes)));
+                std::task::ready!(timer.as_mut().poll(context));
+                self.lease = None;
+                Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+fn sleep(duration: Duration) -> Sleep {
+    tokio::time::sleep_until(Instant::now() + duration.min(super::client::MAX_TIMEOUT))
+}
