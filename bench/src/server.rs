@@ -1,0 +1,203 @@
+//! A server in a process of its own.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+
+/// How long a server may take until it says where it listens: compiling a
+/// JavaScript guest takes some 10 s on a busy machine with two cores.
+const START_MS: u64 = 120_000;
+/// How often a server that has not said anything is looked at.
+const LOOK_MS: u64 = 50;
+/// How much of a server's output is kept for the message when it fails.
+const OUTPUT_BYTES: usize = 8 * 1024;
+/// What comes before the address in what servers print.
+const SCHEME: &[u8] = b"http://";
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The server as the tables name it.
+    pub(crate) name: String,
+    /// The program.
+    pub(crate) program: PathBuf,
+    /// Its arguments; it is told to choose a free port itself.
+    pub(crate) arguments: Vec<String>,
+}
+
+/// A running server; it is ended when this is dropped.
+pub(crate) struct Server {
+    child: Child,
+    address: SocketAddr,
+}
+
+/// The last bytes that a server wrote, for people.
+#[derive(Clone, Default)]
+struct Output(Arc<Mutex<VecDeque<u8>>>);
+
+impl Plan {
+    /// Starts it, and waits until it has printed the address it listens on.
+    ///
+    /// # Errors
+    /// If it does not start, ends, or says nothing for [`START_MS`].
+    pub(crate) fn start(&self) -> Result<Server, Error> {
+        let mut child = Command::new(&self.program)
+            .args(&self.arguments)
+            // Capturing backtraces would be paid by whoever builds errors on its
+            // hot path, which Wasmtime does for every request.
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(Error::io(format!("cannot start `{}`", self.program.display())))?;
+        let output = Output::default();
+        let (sender, receiver) = mpsc::channel();
+        let streams: [Option<Box<dyn Read + Send>>; 2] = [
+            child.stdout.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>),
+            child.stderr.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>),
+        ];
+        for stream in streams.into_iter().flatten() {
+            let (output, sender) = (output.clone(), sender.clone());
+            // Ends by itself when the server has closed its end of the pipe.
+            thread::spawn(move || output.follow(stream, &sender));
+        }
+        drop(sender);
+        // From here on, dropping it ends the process.
+        let mut server = Server { child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let failed = |cause: String| Error::Server { name: self.name.clone(), cause, output: output.text() };
+        let deadline = Instant::now() + Duration::from_millis(START_MS);
+        while Instant::now() < deadline {
+            match receiver.recv_timeout(Duration::from_millis(LOOK_MS)) {
+                Ok(address) => {
+                    server.address = address;
+                    return Ok(server);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // It has closed both streams, which is the first thing that the
+                // kernel does for a process that ends.
+                Err(RecvTimeoutError::Disconnected) => {
+                    let _ = server.child.kill();
+                    return match server.child.wait() {
+                        Ok(status) => Err(failed(format!("it ended ({status})"))),
+                        Err(cause) => Err(failed(format!("it ended ({cause})"))),
+                    };
+                }
+            }
+        }
+        Err(failed(format!("it did not say where it listens within {START_MS} ms")))
+    }
+}
+
+impl Server {
+    /// The id of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It fails only if the process has ended already, and then that is
+        // what was wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Output {
+    /// Reads a stream to its end, keeps the last of it, and reports the first
+    /// address in it.
+    fn follow(&self, mut stream: impl Read, found: &mpsc::Sender<SocketAddr>) {
+        let mut buffer = [0; 1024];
+        let mut beginning = Vec::new();
+        let mut searching = true;
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            let bytes = buffer.get(..length).unwrap_or_default();
+            if searching {
+                beginning.extend_from_slice(bytes);
+                if let Some(address) = address_in(&beginning) {
+                    // Nobody listens any more if the other stream was first.
+                    let _ = found.send(address);
+                    searching = false;
+                } else if beginning.len() > OUTPUT_BYTES {
+                    searching = false;
+                }
+            }
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.extend(bytes);
+            let excess = kept.len().saturating_sub(OUTPUT_BYTES);
+            kept.drain(..excess);
+        }
+    }
+
+    fn text(&self) -> String {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept.iter().copied().collect::<Vec<_>>()).into_owned()
+    }
+}
+
+/// The address in the first whole `http://ADDRESS` of `text`.
+fn address_in(text: &[u8]) -> Option<SocketAddr> {
+    let start = text.windows(SCHEME.len()).position(|window| window == SCHEME)? + SCHEME.len();
+    let rest = text.get(start..)?;
+    let end = rest.iter().position(|byte| byte.is_ascii_whitespace() || *byte == b'/')?;
+    std::str::from_utf8(rest.get(..end)?).ok()?.to_socket_addrs().ok()?.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Plan {
+        Plan {
+            name: "shell".to_owned(),
+            program: PathBuf::from("/bin/sh"),
+            arguments: vec!["-c".to_owned(), script.to_owned()],
+        }
+    }
+
+    #[test]
+    fn addresses_are_found_only_when_whole() {
+        assert_eq!(address_in(b"Serving http://127.0.0.1:30"), None);
+        let expected = Some(SocketAddr::from(([127, 0, 0, 1], 3000)));
+        assert_eq!(address_in(b"\nServing http://127.0.0.1:3000\nAvailable"), expected);
+        assert_eq!(address_in(b"Serving HTTP on http://127.0.0.1:3000/\n"), expected);
+        assert_eq!(address_in(b"Serving"), None);
+    }
+
+    #[test]
+    fn a_server_says_where_it_listens_and_ends_when_dropped() {
+        let plan = shell("echo 'Serving http://127.0.0.1:4321'; exec tail -f /dev/null");
+        let server = plan.start().unwrap_or_else(|error| unreachable!("{error}"));
+        assert_eq!(server.address().port(), 4321);
+        let proc = PathBuf::from(format!("/proc/{}", server.pid()));
+        assert!(proc.exists());
+        drop(server);
+        assert!(!proc.exists());
+    }
+
+    #[test]
+    fn a_server_that_ends_is_an_error_with_its_last_words() {
+        match shell("echo no such file >&2; exit 3").start() {
+            Err(Error::Server { cause, output, .. }) => {
+                assert!(cause.contains("ended"), "{cause}");
+                assert_eq!(output, "no such file\n");
+            }
+            _ => unreachable!("it must not be taken for a server"),
+        }
+    }
+}
