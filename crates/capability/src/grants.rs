@@ -6,6 +6,9 @@ use crate::{key_value, outbound, outbound_http, sqlite, variables, wasi};
 
 /// Everything that one component may reach, after the manifest asked and the
 /// operator agreed. Immutable; shared by all instances of a release.
+///
+/// The default reaches nothing.
+#[derive(Default)]
 pub struct Grants {
     /// The component's id, for messages and logs.
     pub component: Arc<str>,

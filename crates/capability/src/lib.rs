@@ -17,6 +17,8 @@ pub mod key_value;
 pub mod outbound;
 pub mod outbound_http;
 pub mod sqlite;
+#[cfg(test)]
+mod testing;
 mod unavailable;
 pub mod variables;
 pub mod wasi;
