@@ -1,1 +1,53 @@
-//! Placeholder.
+//! The engine: WebAssembly bytes in, instances out.
+//!
+//! This crate is the one place that knows Wasmtime's configuration and the one
+//! place with `unsafe` code. It is for: turning whatever a toolchain produced
+//! into a component ([`normalize`]), compiling components ahead of time and
+//! keeping the result on disk ([`ImageStore`]), mapping it back in
+//! microseconds, and bounding what an instance may use ([`Limiter`], epochs).
+//!
+//! It is not for: HTTP, manifests, or what a guest may call. Callers bring
+//! their own linker and store data; the engine never looks inside.
+//!
+//! # Nouns
+//!
+//! - **source**: the bytes a manifest names; a core module or a component.
+//! - **component**: the source after [`normalize`]: always a component, always
+//!   in terms of the interfaces that Wisp links.
+//! - **compiled image**: native code for one component, a `.cwasm` file named by
+//!   the digest of the source and the engine's compatibility hash.
+//! - **flavor**: which of two engine configurations a component runs on; see
+//!   [`Flavor`].
+//!
+//! # Life of a component
+//!
+//! 1. [`Engine::load`] takes the source and computes its [`Digest`].
+//! 2. If the image store holds a compiled image of that digest for this engine,
+//!    its checksum is verified and the file is mapped: no parsing, no copy.
+//! 3. Otherwise the source is normalized, validated and compiled on all cores,
+//!    written to the store under a temporary name, synced and renamed, so that
+//!    a crash leaves either no file or a whole one. Then it is mapped as in 2.
+//! 4. The caller links it once (`Linker::instantiate_pre`) and makes instances
+//!    from it. Memory comes from the pooling allocator: initial contents are
+//!    mapped copy-on-write from the image, so that an instance costs the pages
+//!    it writes to and nothing else.
+//!
+//! A file in the store that is truncated, altered or of another engine fails
+//! step 2 and is compiled again; it is never loaded.
+
+mod config;
+mod digest;
+mod epoch;
+mod error;
+mod image_store;
+mod limiter;
+mod loader;
+pub mod normalize;
+
+pub use config::{EngineConfig, Flavor};
+pub use digest::Digest;
+pub use epoch::EPOCH_TICK_MS;
+pub use error::Error;
+pub use image_store::ImageStore;
+pub use limiter::Limiter;
+pub use loader::{Engine, LoadedComponent, Origin};

@@ -1,0 +1,161 @@
+//! The one place where Wasmtime is configured.
+//!
+//! Every figure here that is about speed was measured; `docs/performance.md`
+//! says how. The order of importance: dirty-page scan with resident memory
+//! (about twice the throughput of the defaults), the plain flavor for
+//! components without concurrency (a third of the cost of a call), no
+//! backtrace capture in Wasmtime's error type.
+
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+
+use crate::Error;
+
+/// Number of instances that may be alive at once, unless set otherwise.
+///
+/// The pool reserves address space for all of them (4 GiB each, 4 TiB in all)
+/// and memory for none.
+const DEFAULT_INSTANCES_COUNT: u32 = 1_000;
+
+/// Linear memory that a pool slot keeps mapped when its instance is dropped.
+///
+/// Pages the guest wrote to are found by the kernel's dirty-page scan and reset
+/// in place instead of being unmapped and faulted in again. Only pages that were
+/// dirtied stay resident; the figure bounds how far into the memory the scan
+/// looks, and covers the heap of a JavaScript guest.
+const LINEAR_MEMORY_KEEP_RESIDENT_BYTES: usize = 32 << 20;
+
+/// Table memory that a pool slot keeps mapped. Required beside the above: with
+/// tables unmapped at every reset most of the gain is lost.
+///
+/// Both only apply where the kernel has the scan (Linux 6.7): without it,
+/// keeping memory resident means clearing all of it at every reset, which costs
+/// more than unmapping.
+const TABLE_KEEP_RESIDENT_BYTES: usize = 1 << 20;
+
+/// How many slots are returned to the kernel at once when the dirty-page scan is
+/// not available.
+const DECOMMIT_BATCH_COUNT: usize = 64;
+
+/// Core modules in one component. Python guests have about 60.
+const CORE_INSTANCES_PER_COMPONENT_COUNT: u32 = 200;
+
+/// Linear memories in one component. Guests composed of several components have
+/// one each.
+const MEMORIES_PER_COMPONENT_COUNT: u32 = 32;
+
+/// Tables in one component.
+const TABLES_PER_COMPONENT_COUNT: u32 = 64;
+
+/// Elements of one table: function pointers of a guest. The largest seen
+/// (Python) has 15,000.
+const TABLE_ELEMENTS_COUNT: usize = 100_000;
+
+/// Bookkeeping of one instance, beside its memory and tables.
+const INSTANCE_SIZE_BYTES: usize = 10 << 20;
+
+/// Linear memory of one instance at most: all that 32-bit addresses reach.
+pub(crate) const MAX_MEMORY_BYTES: usize = 1 << 32;
+
+/// Stack for guest frames. Python's parser recurses deeply: 1 MiB is what
+/// toolchains assume.
+const WASM_STACK_BYTES: usize = 1 << 20;
+
+/// Stack of a fiber: guest frames plus the host functions they call.
+const ASYNC_STACK_BYTES: usize = 2 << 20;
+
+/// Which of the two engine configurations a component runs on.
+///
+/// Bookkeeping for component-model concurrency costs a third of a small request
+/// even when a guest does not use it, so components of WASI 0.2 run on an engine
+/// without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Flavor {
+    /// Without component-model concurrency: no `async func`, streams or futures,
+    /// hence no WASI 0.3.
+    Plain,
+    /// With component-model concurrency: everything.
+    Concurrent,
+}
+
+impl Flavor {
+    /// Both flavors, the cheaper first.
+    pub const ALL: [Self; 2] = [Self::Plain, Self::Concurrent];
+
+    /// A short name, used in file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Concurrent => "concurrent",
+        }
+    }
+}
+
+/// What may be set about the engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Instances alive at once, per flavor.
+    pub max_instances_count: u32,
+    /// Whether to allocate from a pool. Without it every instance maps and
+    /// unmaps its own memory: slower, but the process reserves less address
+    /// space.
+    pub pooling: bool,
+    /// Emit debug information for native debuggers and profilers.
+    pub debug_info: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { max_instances_count: DEFAULT_INSTANCES_COUNT, pooling: true, debug_info: false }
+    }
+}
+
+impl EngineConfig {
+    /// Makes the engine of one flavor.
+    pub(crate) fn engine(&self, flavor: Flavor) -> Result<wasmtime::Engine, Error> {
+        let mut config = Config::new();
+        config.wasm_component_model(true);
+        match flavor {
+            Flavor::Plain => config.concurrency_support(false),
+            Flavor::Concurrent => config.wasm_component_model_async(true),
+        };
+        config.epoch_interruption(true);
+        config.max_wasm_stack(WASM_STACK_BYTES);
+        config.async_stack_size(ASYNC_STACK_BYTES);
+        // Names of functions in a trap's backtrace come for free; file and line
+        // only where a guest carries DWARF, and only when it traps.
+        config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
+        config.debug_info(self.debug_info);
+        if self.pooling {
+            config.allocation_strategy(self.pool());
+        }
+        wasmtime::Engine::new(&config).map_err(|cause| Error::Configuration { cause })
+    }
+
+    fn pool(&self) -> InstanceAllocationStrategy {
+        let count = self.max_instances_count;
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_component_instances(count)
+            // A component is several core modules: the guest, its adapters and
+            // shims. Slots of core instances are a counter, not memory.
+            .total_core_instances(count.saturating_mul(CORE_INSTANCES_PER_COMPONENT_COUNT))
+            .total_memories(count)
+            .total_tables(count.saturating_mul(2))
+            .total_stacks(count)
+            .total_gc_heaps(count)
+            .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT_COUNT)
+            .max_memories_per_component(MEMORIES_PER_COMPONENT_COUNT)
+            .max_tables_per_component(TABLES_PER_COMPONENT_COUNT)
+            .max_component_instance_size(INSTANCE_SIZE_BYTES)
+            .max_core_instance_size(INSTANCE_SIZE_BYTES)
+            .table_elements(TABLE_ELEMENTS_COUNT)
+            .max_memory_size(MAX_MEMORY_BYTES)
+            .decommit_batch_size(DECOMMIT_BATCH_COUNT)
+            .max_unused_warm_slots(count);
+        if PoolingAllocationConfig::is_pagemap_scan_available() {
+            pool.pagemap_scan(Enabled::Yes)
+                .linear_memory_keep_resident(LINEAR_MEMORY_KEEP_RESIDENT_BYTES)
+                .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES);
+        }
+        InstanceAllocationStrategy::Pooling(pool)
+    }
+}

@@ -1,0 +1,171 @@
+//! Compiled images on disk.
+//!
+//! An image is a file `DIGEST-ENGINE-FLAVOR.cwasm`: the source's digest, the
+//! engine's compatibility hash, the flavor. Its contents are what Wasmtime
+//! serialised, followed by a trailer:
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 32 | BLAKE3 checksum of all bytes before the trailer |
+//! | 8 | `WISPIMG1` |
+//!
+//! Loading native code that is not what the compiler wrote is undefined
+//! behaviour, so nothing is mapped before its checksum was compared. The file is
+//! opened once and both read and mapped through that one descriptor: a file
+//! renamed over it in between changes nothing.
+
+use std::{
+    fs::{self, File},
+    hash::{Hash, Hasher},
+    io::{self, Read as _, Write as _},
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
+
+use wasmtime::{Engine, component::Component};
+
+use crate::{Digest, Error, Flavor};
+
+/// Ends every whole image; the digit counts versions of the trailer.
+const TRAILER_MAGIC: &[u8; 8] = b"WISPIMG1";
+
+/// The trailer: a checksum and the magic.
+const TRAILER_BYTES: usize = blake3::OUT_LEN + TRAILER_MAGIC.len();
+
+/// How much of an image is read at once while its checksum is computed.
+const READ_BUFFER_BYTES: usize = 256 << 10;
+
+/// Counts changes to [`crate::normalize`] that alter its output: an image made by
+/// an older one must not be found.
+const NORMALIZER_VERSION: u32 = 1;
+
+/// A folder of compiled images. Several processes may share one.
+#[derive(Clone, Debug)]
+pub struct ImageStore {
+    folder: PathBuf,
+}
+
+impl ImageStore {
+    /// Opens the store in `folder`, which is created if absent.
+    ///
+    /// # Errors
+    /// [`Error::ImageStore`] if the folder cannot be created.
+    pub fn open(folder: impl Into<PathBuf>) -> Result<Self, Error> {
+        let folder = folder.into();
+        fs::create_dir_all(&folder).map_err(|cause| Error::ImageStore { path: folder.clone(), cause })?;
+        Ok(Self { folder })
+    }
+
+    /// Where the image of `source` for `engine` is or would be.
+    pub fn path(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> PathBuf {
+        let flavor_name = flavor.name();
+        self.folder.join(format!("{source}-{}-{flavor_name}.cwasm", compatibility(engine)))
+    }
+
+    /// Maps an image if the store holds a sound one; `None` if it must be compiled.
+    pub(crate) fn load(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Component> {
+        let path = self.path(source, engine, flavor);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "compiled image cannot be opened, compiling again");
+                return None;
+            }
+        };
+        match self.verify_and_map(file, engine) {
+            Ok(component) => Some(component),
+            Err(reason) => {
+                tracing::warn!(path = %path.display(), reason, "compiled image is damaged, compiling again");
+                None
+            }
+        }
+    }
+
+    fn verify_and_map(&self, mut file: File, engine: &Engine) -> Result<Component, String> {
+        verify(&mut file)?;
+        // Through the descriptor, so that what is mapped is what was verified.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        // SAFETY: the checksum says that these are the bytes that `insert` was
+        // given by the compiler, and the engine's own header check (inside)
+        // refuses an image of another engine version or configuration.
+        unsafe { Component::deserialize_file(engine, path) }.map_err(|error| error.to_string())
+    }
+
+    /// Writes an image so that it is either whole or absent, whatever happens.
+    pub(crate) fn insert(
+        &self,
+        source: &Digest,
+        engine: &Engine,
+        flavor: Flavor,
+        image: &[u8],
+    ) -> Result<(), Error> {
+        let path = self.path(source, engine, flavor);
+        write_atomically(&self.folder, &path, image).map_err(|cause| Error::ImageStore { path, cause })
+    }
+}
+
+fn write_atomically(folder: &Path, path: &Path, image: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+    file.write_all(image)?;
+    file.write_all(blake3::hash(image).as_bytes())?;
+    file.write_all(TRAILER_MAGIC)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    // The rename itself must survive a power cut as well.
+    File::open(folder)?.sync_all()
+}
+
+/// Compares the file's checksum; on success nothing but the compiler wrote it.
+fn verify(file: &mut File) -> Result<(), String> {
+    let read_error = |error: io::Error| format!("it cannot be read: {error}");
+    let length_bytes = file.metadata().map_err(read_error)?.len();
+    let Some(image_bytes) = length_bytes.checked_sub(TRAILER_BYTES as u64) else {
+        return Err("it is truncated".into());
+    };
+    let mut hasher = blake3::Hasher::new();
+    let mut remaining_bytes = image_bytes;
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
+    while remaining_bytes > 0 {
+        let wanted = usize::try_from(remaining_bytes).unwrap_or(usize::MAX).min(buffer.len());
+        let count = file.read(&mut buffer[..wanted]).map_err(read_error)?;
+        if count == 0 {
+            return Err("it is truncated".into());
+        }
+        hasher.update(&buffer[..count]);
+        remaining_bytes -= count as u64;
+    }
+    let mut trailer = [0; TRAILER_BYTES];
+    file.read_exact(&mut trailer).map_err(read_error)?;
+    let (checksum, magic) = trailer.split_at(blake3::OUT_LEN);
+    if magic != TRAILER_MAGIC {
+        return Err("its trailer is missing".into());
+    }
+    if checksum != hasher.finalize().as_bytes() {
+        return Err("its checksum differs".into());
+    }
+    Ok(())
+}
+
+/// The engine's compatibility hash: its version, settings and the processor.
+fn compatibility(engine: &Engine) -> String {
+    let mut hasher = StableHasher(blake3::Hasher::new());
+    NORMALIZER_VERSION.hash(&mut hasher);
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hex::encode(&hasher.0.finalize().as_bytes()[..8])
+}
+
+/// A `Hasher` that gives the same result in every process.
+struct StableHasher(blake3::Hasher);
+
+impl Hasher for StableHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.0.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
+}

@@ -1,0 +1,318 @@
+//! Whatever a toolchain produced → a component in terms of the final interfaces.
+//!
+//! Three things may be needed:
+//!
+//! - A **core module** is wrapped into a component: modules with WASI preview 1
+//!   imports get the preview 1 adapter (for commands if they export `_start`, for
+//!   libraries otherwise); modules with bindings of wit-bindgen carry their types
+//!   in a custom section.
+//! - A component built against the **release candidate** of WASI 0.3
+//!   (`0.3.0-rc-2026-03-15`) gets its imports and exports renamed. The candidate's
+//!   interfaces are the final ones under another name, so nothing else differs.
+//! - The **flavor** is chosen: does the component need concurrency?
+//!
+//! # Why renaming is enough
+//!
+//! A guest may import the candidate and the final version of one interface side
+//! by side (Python does) and names must be unique. The linker resolves an import
+//! by semantic version: `@0.3.1` finds the `@0.3.0` that the host defines. So the
+//! candidate's import becomes `@0.3.0` where that name is free and a later patch
+//! version where it is not. Both then meet the same host functions and the same
+//! resource types, with no wrapper component between them, and no cost when
+//! running.
+
+use std::{borrow::Cow, collections::HashSet};
+
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+    WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+};
+use wasm_encoder::reencode::{ReencodeComponent as _, RoundtripReencoder};
+use wasmparser::{Encoding, Parser, Payload};
+
+use crate::{Error, Flavor};
+
+/// The version suffix of the release candidate that is adapted.
+const RELEASE_CANDIDATE: &str = "@0.3.0-rc-2026-03-15";
+
+/// Every WebAssembly file begins with this.
+const WASM_MAGIC: &[u8; 4] = b"\0asm";
+
+/// A component and the flavor that it needs.
+#[derive(Debug)]
+pub struct Normalized<'source> {
+    /// The component; borrowed where the source was in order as it was.
+    pub component: Cow<'source, [u8]>,
+    /// The engine configuration to compile it for.
+    pub flavor: Flavor,
+}
+
+/// Makes a component of `source` that names only interfaces that Wisp links.
+///
+/// # Errors
+/// [`Error::NotWebAssembly`], [`Error::Invalid`], [`Error::Componentize`] or
+/// [`Error::Adapt`], by the step that failed. Function bodies are not validated
+/// here; compiling does that.
+pub fn normalize(source: &[u8]) -> Result<Normalized<'_>, Error> {
+    if !source.starts_with(WASM_MAGIC) {
+        return Err(Error::NotWebAssembly { found: describe(source) });
+    }
+    let component = if Parser::is_core_wasm(source) {
+        Cow::Owned(componentize(source)?)
+    } else {
+        Cow::Borrowed(source)
+    };
+    let names = Names::of(&component)?;
+    let flavor = if names.need_concurrency() { Flavor::Concurrent } else { Flavor::Plain };
+    let component = if names.have_release_candidate() {
+        Cow::Owned(rename(&component, &names.imports)?)
+    } else {
+        component
+    };
+    Ok(Normalized { component, flavor })
+}
+
+/// Says what some bytes are that are not WebAssembly, for a message.
+fn describe(source: &[u8]) -> String {
+    let start = &source[..source.len().min(64)];
+    if source.is_empty() {
+        "it is empty".into()
+    } else if start.starts_with(b"\x7fELF") {
+        "it is a native executable or a compiled image".into()
+    } else if start.starts_with(b"version https://git-lfs") {
+        "it is a Git LFS pointer; run `git lfs pull`".into()
+    } else if start.starts_with(b"(module") || start.starts_with(b"(component") {
+        "it is WebAssembly text; convert it with `wasm-tools parse`".into()
+    } else if start.trim_ascii_start().starts_with(b"<") {
+        "it is an HTML or XML page".into()
+    } else {
+        let begin: String = start.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        format!("it begins with the bytes {begin} instead of 0061736d")
+    }
+}
+
+fn invalid(error: impl std::fmt::Display) -> Error {
+    Error::Invalid { message: error.to_string() }
+}
+
+/// Wraps a core module into a component.
+fn componentize(module: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut is_command = false;
+    for payload in Parser::new(0).parse_all(module) {
+        if let Payload::ExportSection(exports) = payload.map_err(invalid)? {
+            for export in exports {
+                is_command |= export.map_err(invalid)?.name == "_start";
+            }
+        }
+    }
+    let adapter = if is_command {
+        WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER
+    } else {
+        WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER
+    };
+    wit_component::ComponentEncoder::default()
+        .validate(false)
+        .module(module)
+        .and_then(|encoder| encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter))
+        .and_then(|mut encoder| encoder.encode())
+        .map_err(|error| Error::Componentize { message: format!("{error:#}") })
+}
+
+/// What a component imports and exports, and whether its types are asynchronous.
+#[derive(Default)]
+struct Names {
+    imports: HashSet<String>,
+    exports: HashSet<String>,
+    asynchronous_types: bool,
+}
+
+impl Names {
+    /// Reads the outermost component's names; nested modules are skipped.
+    fn of(component: &[u8]) -> Result<Self, Error> {
+        let mut names = Self::default();
+        for section in sections(component) {
+            match section? {
+                (Payload::ComponentImportSection(imports), _) => {
+                    for import in imports {
+                        names.imports.insert(import.map_err(invalid)?.name.name.to_owned());
+                    }
+                }
+                (Payload::ComponentExportSection(exports), _) => {
+                    for export in exports {
+                        names.exports.insert(export.map_err(invalid)?.name.name.to_owned());
+                    }
+                }
+                (Payload::ComponentTypeSection(types), _) => {
+                    for ty in types {
+                        names.asynchronous_types |= is_asynchronous(&ty.map_err(invalid)?);
+                    }
+                }
+                (Payload::ComponentCanonicalSection(functions), _) => {
+                    for function in functions {
+                        names.asynchronous_types |= is_concurrent_builtin(&function.map_err(invalid)?);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &String> {
+        self.imports.iter().chain(&self.exports)
+    }
+
+    fn have_release_candidate(&self) -> bool {
+        self.all().any(|name| name.ends_with(RELEASE_CANDIDATE))
+    }
+
+    fn need_concurrency(&self) -> bool {
+        // Interfaces of WASI 0.3 are only linked on the concurrent flavor, even
+        // those without an asynchronous function.
+        self.asynchronous_types
+            || self.all().any(|name| name.starts_with("wasi:") && name.contains("@0.3."))
+    }
+}
+
+/// Whether a type cannot exist without component-model concurrency.
+fn is_asynchronous(ty: &wasmparser::ComponentType<'_>) -> bool {
+    use wasmparser::{ComponentDefinedType, ComponentType, ComponentTypeDeclaration, InstanceTypeDeclaration};
+    match ty {
+        ComponentType::Func(function) => function.async_,
+        ComponentType::Defined(defined) => {
+            matches!(defined, ComponentDefinedType::Stream(_) | ComponentDefinedType::Future(_))
+        }
+        ComponentType::Instance(declarations) => declarations.iter().any(|declaration| match declaration {
+            InstanceTypeDeclaration::Type(ty) => is_asynchronous(ty),
+            _ => false,
+        }),
+        ComponentType::Component(declarations) => declarations.iter().any(|declaration| match declaration {
+            ComponentTypeDeclaration::Type(ty) => is_asynchronous(ty),
+            _ => false,
+        }),
+        ComponentType::Resource { .. } => false,
+    }
+}
+
+/// Whether a canonical function is more than a plain lift, lower or resource
+/// operation.
+fn is_concurrent_builtin(function: &wasmparser::CanonicalFunction) -> bool {
+    use wasmparser::{CanonicalFunction, CanonicalOption};
+    match function {
+        CanonicalFunction::Lift { options, .. } | CanonicalFunction::Lower { options, .. } => {
+            options.iter().any(|option| matches!(option, CanonicalOption::Async | CanonicalOption::Callback(_)))
+        }
+        CanonicalFunction::ResourceNew { .. }
+        | CanonicalFunction::ResourceDrop { .. }
+        | CanonicalFunction::ResourceRep { .. } => false,
+        _ => true,
+    }
+}
+
+/// The outermost component's payloads with the bytes of each: its sections, and
+/// nested modules and components as a whole.
+fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload<'_>, &[u8]), Error>> {
+    let mut parser = Parser::new(0);
+    let mut rest = component;
+    let mut consumed_bytes = 0;
+    let mut finished = false;
+    std::iter::from_fn(move || {
+        if finished {
+            return None;
+        }
+        let parsed = parser.parse(rest, true).map_err(invalid).and_then(|chunk| match chunk {
+            wasmparser::Chunk::Parsed { consumed, payload } => Ok((consumed, payload)),
+            // Cannot happen with all data at hand; an error is better than a loop.
+            wasmparser::Chunk::NeedMoreData(_) => Err(invalid("unexpected end")),
+        });
+        let (header_bytes, payload) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                finished = true;
+                return Some(Err(error));
+            }
+        };
+        let nested_bytes = match &payload {
+            Payload::ModuleSection { unchecked_range, .. }
+            | Payload::ComponentSection { unchecked_range, .. } => unchecked_range.end - unchecked_range.start,
+            _ => 0,
+        };
+        if nested_bytes > 0 {
+            parser.skip_section();
+        }
+        finished = matches!(payload, Payload::End(_));
+        let Some(bytes) = rest.get(..header_bytes + nested_bytes) else {
+            finished = true;
+            return Some(Err(invalid(format!("unexpected end at offset {consumed_bytes:#x}"))));
+        };
+        rest = &rest[bytes.len()..];
+        consumed_bytes += bytes.len();
+        Some(Ok((payload, bytes)))
+    })
+}
+
+/// Renames the release candidate's imports and exports to final versions.
+///
+/// All other sections are copied as they are.
+fn rename(component: &[u8], imports: &HashSet<String>) -> Result<Vec<u8>, Error> {
+    let adapt = |error: &dyn std::fmt::Display| Error::Adapt { message: error.to_string() };
+    let mut taken = imports.clone();
+    let mut output = Vec::with_capacity(component.len());
+    for section in sections(component) {
+        let (payload, bytes) = section?;
+        match payload {
+            Payload::Version { encoding, .. } if encoding != Encoding::Component => {
+                return Err(invalid("a component was expected"));
+            }
+            Payload::ComponentImportSection(imports) => {
+                let mut renamed = wasm_encoder::ComponentImportSection::new();
+                for import in imports {
+                    let import = import.map_err(invalid)?;
+                    let ty = RoundtripReencoder.component_type_ref(import.ty).map_err(|error| adapt(&error))?;
+                    let mut name = wasm_encoder::ComponentExternName::from(import.name);
+                    if let Some(interface) = import.name.name.strip_suffix(RELEASE_CANDIDATE) {
+                        name.name = free_version(interface, &mut taken).into();
+                    }
+                    renamed.import(name, ty);
+                }
+                append(&mut output, &renamed);
+            }
+            Payload::ComponentExportSection(exports) => {
+                let mut renamed = wasm_encoder::ComponentExportSection::new();
+                for export in exports {
+                    let export = export.map_err(invalid)?;
+                    let ty = export
+                        .ty
+                        .map(|ty| RoundtripReencoder.component_type_ref(ty))
+                        .transpose()
+                        .map_err(|error| adapt(&error))?;
+                    let mut name = wasm_encoder::ComponentExternName::from(export.name);
+                    if let Some(interface) = export.name.name.strip_suffix(RELEASE_CANDIDATE) {
+                        name.name = format!("{interface}@0.3.0").into();
+                    }
+                    renamed.export(name, export.kind.into(), export.index, ty);
+                }
+                append(&mut output, &renamed);
+            }
+            _ => output.extend_from_slice(bytes),
+        }
+    }
+    Ok(output)
+}
+
+/// A name for `interface` that the linker resolves to version 0.3.0 and that no
+/// other import has.
+fn free_version(interface: &str, taken: &mut HashSet<String>) -> String {
+    let mut patch = 0_u32;
+    loop {
+        let name = format!("{interface}@0.3.{patch}");
+        if taken.insert(name.clone()) {
+            return name;
+        }
+        patch += 1;
+    }
+}
+
+fn append(output: &mut Vec<u8>, section: &impl wasm_encoder::ComponentSection) {
+    section.append_to_component(output);
+}
