@@ -6,17 +6,9 @@ use wasmtime::component::{Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::{Grants, key_value, outbound_http, sqlite, unavailable, variables, wasi};
+use wisp_engine::{Engine, Flavor, Limiter};
 
-/// Which of the engine's two configurations a linker serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavor {
-    /// Without component-model concurrency: cheaper calls, no `async func`,
-    /// no WASI 0.3. Registering an asynchronous interface in it is an error.
-    Plain,
-    /// With component-model concurrency: everything.
-    Concurrent,
-}
+use crate::{Grants, key_value, outbound_http, sqlite, unavailable, variables, wasi};
 
 /// The data of one instance's store.
 pub struct Host {
@@ -28,6 +20,15 @@ pub struct Host {
     /// Number of key-value handles that are open; see [`key_value`].
     pub(crate) key_value: key_value::State,
     pub(crate) sqlite: sqlite::State,
+    /// What the instance may allocate. Public for whoever makes the store, which
+    /// must be told where to find it.
+    pub limiter: Limiter,
+}
+
+/// Linkers for both flavors, with everything that a guest may import.
+pub struct Linkers {
+    plain: Linker<Host>,
+    concurrent: Linker<Host>,
 }
 
 impl Host {
@@ -39,6 +40,7 @@ impl Host {
             http_hooks: outbound_http::Hooks::new(&grants),
             key_value: key_value::State::default(),
             sqlite: sqlite::State::default(),
+            limiter: Limiter::default(),
             table: ResourceTable::new(),
             grants,
         }
@@ -63,6 +65,29 @@ impl Host {
     }
 }
 
+impl Linkers {
+    /// Fills the linkers. Takes about a millisecond; done once per process.
+    ///
+    /// # Errors
+    /// Only if an interface is registered twice, which is a defect of ours.
+    pub fn new(engine: &Engine) -> wasmtime::Result<Self> {
+        let linker = |flavor| {
+            let mut linker = Linker::new(engine.wasmtime(flavor));
+            add_to_linker(&mut linker, flavor)?;
+            Ok::<_, wasmtime::Error>(linker)
+        };
+        Ok(Self { plain: linker(Flavor::Plain)?, concurrent: linker(Flavor::Concurrent)? })
+    }
+
+    /// The linker of a flavor.
+    pub fn get(&self, flavor: Flavor) -> &Linker<Host> {
+        match flavor {
+            Flavor::Plain => &self.plain,
+            Flavor::Concurrent => &self.concurrent,
+        }
+    }
+}
+
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
@@ -79,7 +104,7 @@ impl WasiHttpView for Host {
 ///
 /// # Errors
 /// Only if an interface is registered twice, which is a defect of ours.
-pub fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
+fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
     wasi::add_to_linker(linker, flavor)?;
     outbound_http::add_to_linker(linker, flavor)?;
     variables::add_to_linker(linker, flavor)?;

@@ -25,4 +25,5 @@ pub mod wasi;
 
 pub use error::Error;
 pub use grants::Grants;
-pub use host::{Flavor, Host, add_to_linker};
+pub use host::{Host, Linkers};
+pub(crate) use wisp_engine::Flavor;

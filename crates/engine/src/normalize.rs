@@ -57,11 +57,8 @@ pub fn normalize(source: &[u8]) -> Result<Normalized<'_>, Error> {
     if !source.starts_with(WASM_MAGIC) {
         return Err(Error::NotWebAssembly { found: describe(source) });
     }
-    let component = if Parser::is_core_wasm(source) {
-        Cow::Owned(componentize(source)?)
-    } else {
-        Cow::Borrowed(source)
-    };
+    let component =
+        if Parser::is_core_wasm(source) { Cow::Owned(componentize(source)?) } else { Cow::Borrowed(source) };
     let names = Names::of(&component)?;
     let flavor = if names.need_concurrency() { Flavor::Concurrent } else { Flavor::Plain };
     let component = if names.have_release_candidate() {
@@ -169,14 +166,15 @@ impl Names {
     fn need_concurrency(&self) -> bool {
         // Interfaces of WASI 0.3 are only linked on the concurrent flavor, even
         // those without an asynchronous function.
-        self.asynchronous_types
-            || self.all().any(|name| name.starts_with("wasi:") && name.contains("@0.3."))
+        self.asynchronous_types || self.all().any(|name| name.starts_with("wasi:") && name.contains("@0.3."))
     }
 }
 
 /// Whether a type cannot exist without component-model concurrency.
 fn is_asynchronous(ty: &wasmparser::ComponentType<'_>) -> bool {
-    use wasmparser::{ComponentDefinedType, ComponentType, ComponentTypeDeclaration, InstanceTypeDeclaration};
+    use wasmparser::{
+        ComponentDefinedType, ComponentType, ComponentTypeDeclaration, InstanceTypeDeclaration,
+    };
     match ty {
         ComponentType::Func(function) => function.async_,
         ComponentType::Defined(defined) => {
@@ -199,9 +197,9 @@ fn is_asynchronous(ty: &wasmparser::ComponentType<'_>) -> bool {
 fn is_concurrent_builtin(function: &wasmparser::CanonicalFunction) -> bool {
     use wasmparser::{CanonicalFunction, CanonicalOption};
     match function {
-        CanonicalFunction::Lift { options, .. } | CanonicalFunction::Lower { options, .. } => {
-            options.iter().any(|option| matches!(option, CanonicalOption::Async | CanonicalOption::Callback(_)))
-        }
+        CanonicalFunction::Lift { options, .. } | CanonicalFunction::Lower { options, .. } => options
+            .iter()
+            .any(|option| matches!(option, CanonicalOption::Async | CanonicalOption::Callback(_))),
         CanonicalFunction::ResourceNew { .. }
         | CanonicalFunction::ResourceDrop { .. }
         | CanonicalFunction::ResourceRep { .. } => false,
@@ -234,7 +232,9 @@ fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload<'_>, &[u8]
         };
         let nested_bytes = match &payload {
             Payload::ModuleSection { unchecked_range, .. }
-            | Payload::ComponentSection { unchecked_range, .. } => unchecked_range.end - unchecked_range.start,
+            | Payload::ComponentSection { unchecked_range, .. } => {
+                unchecked_range.end - unchecked_range.start
+            }
             _ => 0,
         };
         if nested_bytes > 0 {
@@ -268,7 +268,8 @@ fn rename(component: &[u8], imports: &HashSet<String>) -> Result<Vec<u8>, Error>
                 let mut renamed = wasm_encoder::ComponentImportSection::new();
                 for import in imports {
                     let import = import.map_err(invalid)?;
-                    let ty = RoundtripReencoder.component_type_ref(import.ty).map_err(|error| adapt(&error))?;
+                    let ty =
+                        RoundtripReencoder.component_type_ref(import.ty).map_err(|error| adapt(&error))?;
                     let mut name = wasm_encoder::ComponentExternName::from(import.name);
                     if let Some(interface) = import.name.name.strip_suffix(RELEASE_CANDIDATE) {
                         name.name = free_version(interface, &mut taken).into();

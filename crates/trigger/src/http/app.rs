@@ -1,0 +1,356 @@
+//! An app's routes and the components behind them.
+
+use std::{
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
+use wasmtime_wasi_http::WasiBody;
+use wisp_capability::{
+    Linkers,
+    outbound_http::{LocalDispatch, LocalSlot, LocalTarget},
+};
+use wisp_engine::Engine;
+use wisp_manifest::{
+    id::ComponentId,
+    model::{App, Executor, HttpRoute, HttpTarget, StaticResponse, TriggerKind},
+    route::{RoutePattern, RouteTable},
+};
+
+use super::{
+    admission::{Admission, AdmissionLimits},
+    body::{RequestBody, ResponseBody},
+    component::{Component, ComponentSpec, status},
+    shape::{self, BadRequest, Connection, RouteHeaders},
+};
+use crate::Error;
+
+/// Paths below this belong to the platform, whatever an app routes.
+const RESERVED_PREFIX: &str = "/.well-known/spin/";
+
+/// How often idle instances are looked for when no component has some.
+const IDLE_SWEEP: Duration = Duration::from_secs(1);
+
+/// An app that is ready to answer requests.
+pub struct HttpApp {
+    name: Arc<str>,
+    version: Option<String>,
+    routes: RouteTable<Route>,
+    components: Vec<(ComponentId, Arc<Component>)>,
+    tracker: TaskTracker,
+    is_draining: AtomicBool,
+    local: OnceLock<Arc<dyn LocalDispatch>>,
+}
+
+/// What answers requests of one route.
+struct Route {
+    headers: RouteHeaders,
+    /// The component's id, or that of the trigger where no component runs.
+    name: Arc<str>,
+    target: Target,
+}
+
+enum Target {
+    Component(Arc<Component>),
+    Static(StaticAnswer),
+}
+
+/// A response from the manifest, made once.
+struct StaticAnswer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// Bounds of a request's body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyLimits {
+    pub(super) max_bytes: u64,
+    pub(super) stall_timeout: Duration,
+}
+
+/// Puts an app together: its components one by one, then its routes.
+pub struct HttpAppBuilder<'engine> {
+    engine: &'engine Engine,
+    linkers: &'engine Linkers,
+    admission: Arc<Admission>,
+    tracker: TaskTracker,
+    components: Vec<(ComponentId, Executor, Arc<Component>)>,
+}
+
+impl<'engine> HttpAppBuilder<'engine> {
+    /// An app without components yet.
+    pub fn new(engine: &'engine Engine, linkers: &'engine Linkers, limits: AdmissionLimits) -> Self {
+        Self {
+            engine,
+            linkers,
+            admission: Arc::new(Admission::new(limits)),
+            tracker: TaskTracker::new(),
+            components: Vec::new(),
+        }
+    }
+
+    /// Adds a component, called in one way; call it again for another executor.
+    ///
+    /// # Errors
+    /// If it exports no handler or several, or imports what is not provided.
+    pub fn component(&mut self, id: &ComponentId, spec: ComponentSpec) -> Result<(), Error> {
+        let linker = self.linkers.get(spec.loaded.flavor);
+        let executor = spec.executor.clone();
+        let component =
+            Component::new(self.engine, linker, spec, self.admission.clone(), self.tracker.clone())?;
+        self.components.push((id.clone(), executor, Arc::new(component)));
+        Ok(())
+    }
+
+    /// Connects the manifest's routes with the components that were added. Routes
+    /// of components that were not are left out. `local` is where the components'
+    /// requests to each other arrive.
+    pub fn build(self, app: &App, local: &LocalSlot) -> Arc<HttpApp> {
+        let find = |id: &ComponentId, executor: &Executor| {
+            self.components
+                .iter()
+                .find(|(known, how, _)| known == id && how == executor)
+                .map(|(_, _, component)| component.clone())
+        };
+        let mut routes = Vec::new();
+        for trigger in &app.triggers {
+            let TriggerKind::Http(http) = &trigger.kind else { continue };
+            let HttpRoute::Pattern(pattern) = &http.route else { continue };
+            let (name, target) = match &http.target {
+                HttpTarget::Component { component: id, executor } => match find(id, executor) {
+                    Some(component) => (id.as_arc().clone(), Target::Component(component)),
+                    None => continue,
+                },
+                HttpTarget::Static(response) => {
+                    (trigger.id.as_arc().clone(), Target::Static(StaticAnswer::new(response)))
+                }
+            };
+            routes.push((pattern.clone(), Route { headers: RouteHeaders::of(pattern), name, target }));
+        }
+        // Routes that another one shadows were reported when the manifest was read.
+        let (routes, _shadowed) = RouteTable::new(routes);
+        let http_app = Arc::new(HttpApp {
+            name: app.name.clone(),
+            version: app.version.clone(),
+            routes,
+            components: self.components.into_iter().map(|(id, _, component)| (id, component)).collect(),
+            tracker: self.tracker,
+            is_draining: AtomicBool::new(false),
+            local: OnceLock::new(),
+        });
+        let dispatch: Arc<dyn LocalDispatch> = Arc::new(Local(Arc::downgrade(&http_app)));
+        local.set(Arc::downgrade(&dispatch));
+        // The slot holds it weakly; the app keeps it alive.
+        drop(http_app.local.set(dispatch));
+        http_app
+    }
+}
+
+impl HttpApp {
+    /// The routes and what answers each, in order of precedence.
+    pub fn routes(&self) -> impl Iterator<Item = (&RoutePattern, &str)> {
+        self.routes.iter().map(|(pattern, route)| (pattern, &*route.name))
+    }
+
+    /// The app's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// From now on each response asks its client to close the connection.
+    pub(super) fn drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Guests that go on after their response, to wait for.
+    pub(super) fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// Drops idle instances, for as long as the app exists.
+    pub(super) async fn sweep_idle_instances(self: Arc<Self>) {
+        loop {
+            let next = self.components.iter().filter_map(|(_, component)| component.sweep()).min();
+            tokio::time::sleep(next.unwrap_or(IDLE_SWEEP).max(Duration::from_millis(10))).await;
+        }
+    }
+
+    /// Answers a request from the network.
+    pub(super) async fn answer(
+        &self,
+        request: http::Request<Incoming>,
+        connection: &Connection,
+        limits: BodyLimits,
+    ) -> http::Response<ResponseBody> {
+        let mut response = match self.try_answer(request, connection, limits).await {
+            Ok(response) => response,
+            Err(bad) => bad_request(&bad),
+        };
+        if self.is_draining.load(Ordering::Relaxed) && response.version() < http::Version::HTTP_2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn try_answer(
+        &self,
+        request: http::Request<Incoming>,
+        connection: &Connection,
+        limits: BodyLimits,
+    ) -> Result<http::Response<ResponseBody>, BadRequest> {
+        let (mut parts, body) = request.into_parts();
+        let uri = shape::absolute_uri(&parts.uri, &parts.headers, connection)?;
+        if let Some(reserved) = uri.path().strip_prefix(RESERVED_PREFIX) {
+            return Ok(self.answer_reserved(reserved));
+        }
+        let Some((_, route, matched)) = self.routes.find(uri.path()) else {
+            return Ok(status(StatusCode::NOT_FOUND));
+        };
+        match &route.target {
+            Target::Static(answer) => Ok(answer.response()),
+            Target::Component(component) => {
+                if content_length(&parts.headers).is_some_and(|length| length > limits.max_bytes) {
+                    return Ok(status(StatusCode::PAYLOAD_TOO_LARGE));
+                }
+                shape::check_headers(&parts.headers)?;
+                shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, connection);
+                parts.uri = uri.clone();
+                let body = RequestBody::network(body, limits.max_bytes, limits.stall_timeout);
+                Ok(component.answer(http::Request::from_parts(parts, body)).await)
+            }
+        }
+    }
+
+    fn answer_reserved(&self, name: &str) -> http::Response<ResponseBody> {
+        match name {
+            "health" => http::Response::new(ResponseBody::full("OK")),
+            "info" => {
+                let mut info = serde_json::json!({ "name": &*self.name });
+                if let Some(version) = &self.version {
+                    info["version"] = version.as_str().into();
+                }
+                let mut response = http::Response::new(ResponseBody::full(info.to_string()));
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            _ => status(StatusCode::NOT_FOUND),
+        }
+    }
+
+    /// Answers a request of one of the app's own components.
+    async fn answer_local(
+        &self,
+        target: LocalTarget,
+        request: http::Request<WasiBody>,
+    ) -> wasmtime_wasi_http::Result<http::Response<WasiBody>> {
+        let connection = Connection::local();
+        let (mut parts, body) = request.into_parts();
+        let body = RequestBody::local(body);
+        let invalid = |_| wasmtime_wasi_http::Error::HttpRequestUriInvalid;
+        let response = match target {
+            LocalTarget::Component(id) => {
+                let Some((_, component)) = self.components.iter().find(|(known, _)| known.as_str() == id)
+                else {
+                    return Err(wasmtime_wasi_http::Error::DestinationNotFound);
+                };
+                let uri = shape::absolute_uri(&parts.uri, &HeaderMap::new(), &connection).map_err(invalid)?;
+                shape::add_local_headers(&mut parts.headers, &uri, &connection);
+                parts.uri = uri;
+                component.answer(http::Request::from_parts(parts, body)).await
+            }
+            LocalTarget::Route => {
+                let uri = shape::absolute_uri(&self_uri(&parts.uri), &HeaderMap::new(), &connection)
+                    .map_err(invalid)?;
+                match self.routes.find(uri.path()) {
+                    None => status(StatusCode::NOT_FOUND),
+                    Some((_, Route { target: Target::Static(answer), .. }, _)) => answer.response(),
+                    Some((_, route, matched)) => {
+                        let Target::Component(component) = &route.target else {
+                            return Ok(status(StatusCode::NOT_FOUND).map(ResponseBody::into_wasi));
+                        };
+                        shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, &connection);
+                        parts.uri = uri.clone();
+                        component.answer(http::Request::from_parts(parts, body)).await
+                    }
+                }
+            }
+        };
+        Ok(response.map(ResponseBody::into_wasi))
+    }
+}
+
+/// How chained requests find back to the app. The app holds its components, which
+/// hold this, hence weakly.
+struct Local(Weak<HttpApp>);
+
+impl LocalDispatch for Local {
+    fn dispatch(
+        &self,
+        target: LocalTarget,
+        request: http::Request<WasiBody>,
+    ) -> BoxFuture<'static, wasmtime_wasi_http::Result<http::Response<WasiBody>>> {
+        let app = self.0.upgrade();
+        async move {
+            match app {
+                Some(app) => app.answer_local(target, request).await,
+                None => Err(wasmtime_wasi_http::Error::DestinationUnavailable),
+            }
+        }
+        .boxed()
+    }
+}
+
+impl StaticAnswer {
+    fn new(response: &StaticResponse) -> Self {
+        let headers = response
+            .headers
+            .iter()
+            .filter_map(|(name, value)| {
+                Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+            })
+            .collect();
+        Self {
+            status: StatusCode::from_u16(response.status_code).unwrap_or_default(),
+            headers,
+            body: response.body.clone().unwrap_or_default().into(),
+        }
+    }
+
+    fn response(&self) -> http::Response<ResponseBody> {
+        let mut response = http::Response::new(ResponseBody::full(self.body.clone()));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers.clone();
+        response
+    }
+}
+
+fn bad_request(bad: &BadRequest) -> http::Response<ResponseBody> {
+    let mut response = http::Response::new(ResponseBody::full(format!("{bad}\n")));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// A request to the app itself may lack an authority.
+fn self_uri(uri: &Uri) -> Uri {
+    let mut parts = uri.clone().into_parts();
+    if parts.authority.is_none() {
+        parts.authority = Some(http::uri::Authority::from_static("self.alt"));
+        parts.scheme = Some(http::uri::Scheme::HTTP);
+    }
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
+}

@@ -1,0 +1,59 @@
+//! `wasi:http/handler@0.3`: guests with asynchronous functions and streams.
+
+use wasmtime::component::InstancePre;
+use wasmtime_wasi_http::{
+    WasiHttpView as _,
+    p3::{
+        Request,
+        bindings::{Service, ServicePre},
+    },
+};
+use wisp_capability::Host;
+use wisp_manifest::model::Reuse;
+
+use super::{Component, Failure, Reply, RequestBody, ReusePool, instance};
+
+pub(in crate::http) struct Entry {
+    pre: ServicePre<Host>,
+    pub(super) reuse: Option<ReusePool<Service>>,
+}
+
+impl Entry {
+    pub(super) fn new(pre: InstancePre<Host>, reuse: Option<Reuse>) -> wasmtime::Result<Self> {
+        Ok(Self { pre: ServicePre::new(pre)?, reuse: reuse.map(ReusePool::new) })
+    }
+
+    pub(super) async fn serve(
+        &self,
+        component: &Component,
+        request: http::Request<RequestBody>,
+        reply: Reply,
+    ) -> Result<(), Failure> {
+        let mut instance = instance(self.reuse.as_ref(), component, request.extensions(), async |store| {
+            self.pre.instantiate_async(store).await
+        })
+        .await?;
+        let (request, sent) = Request::from_http(instance.store.data_mut().http().hooks, request);
+        let service = &instance.proxy;
+        instance
+            .store
+            .run_concurrent(async |accessor| -> wasmtime::Result<()> {
+                match service.handle(accessor, request).await? {
+                    Ok(response) => {
+                        let response = accessor.with(|store| response.into_http(store, sent))?;
+                        reply.set(Ok(response));
+                    }
+                    Err(code) => reply.set(Err(format!("{code:?}"))),
+                }
+                // The body may still be written, and the guest may have more to
+                // do after that: stay until all of its tasks have exited.
+                std::future::poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
+                Ok(())
+            })
+            .await??;
+        if let Some(pool) = &self.reuse {
+            pool.put(instance);
+        }
+        Ok(())
+    }
+}

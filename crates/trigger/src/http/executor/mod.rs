@@ -1,0 +1,202 @@
+//! How a component is called: one module per kind of handler.
+
+mod handler;
+mod inbound_http;
+mod incoming_handler;
+mod wagi;
+
+use std::{sync::Arc, time::Duration};
+
+use wasmtime::{
+    PoolConcurrencyLimitError, Store,
+    component::{Linker, types::ComponentItem},
+};
+use wisp_capability::{Host, outbound_http::LocalDepth};
+use wisp_manifest::model::Executor;
+
+use super::{
+    body::{GuestFailed, Reply, RequestBody},
+    component::{Component, ComponentSpec},
+    reuse::{Instance, ReusePool},
+};
+use crate::Error;
+
+/// The handler that a component exports, linked.
+pub(super) enum Entry {
+    /// `wasi:http/incoming-handler@0.2`.
+    IncomingHandler(incoming_handler::Entry),
+    /// `wasi:http/handler@0.3`.
+    Handler(handler::Entry),
+    /// `fermyon:spin/inbound-http`.
+    InboundHttp(inbound_http::Entry),
+    /// `wasi:cli/run`, called as WAGI.
+    Wagi(wagi::Entry),
+}
+
+/// Why a guest gave no (complete) response.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It trapped, or something it was given could not be made.
+    Trapped(wasmtime::Error),
+    /// The pool had no instance left.
+    Busy,
+    /// It ran out of time.
+    TimedOut(Duration),
+}
+
+impl From<wasmtime::Error> for Failure {
+    fn from(error: wasmtime::Error) -> Self {
+        if error.is::<PoolConcurrencyLimitError>() { Self::Busy } else { Self::Trapped(error) }
+    }
+}
+
+impl Failure {
+    pub(super) fn kind(&self) -> GuestFailed {
+        match self {
+            Self::Trapped(_) => GuestFailed::Trapped,
+            Self::Busy => GuestFailed::Busy,
+            Self::TimedOut(_) => GuestFailed::TimedOut,
+        }
+    }
+
+    pub(super) fn log(&self, component: &Arc<str>) {
+        match self {
+            // The debug form carries the guest's backtrace, one frame a line.
+            Self::Trapped(error) => {
+                tracing::error!(%component, code = "WISP-E0410", "the component trapped: {error:?}");
+            }
+            Self::Busy => tracing::warn!(%component, code = "WISP-E0411", "no instance was free"),
+            Self::TimedOut(limit) => {
+                tracing::error!(
+                    %component, code = "WISP-E0412",
+                    "the component was ended after its request timeout of {limit:?}"
+                );
+            }
+        }
+    }
+}
+
+/// What an export has to do with HTTP.
+enum HandlerKind {
+    IncomingHandler,
+    Handler,
+    InboundHttp,
+    Unsupported,
+}
+
+fn handler_kind(export: &str) -> Option<HandlerKind> {
+    let (interface, version) = export.split_once('@').unwrap_or((export, ""));
+    match interface {
+        "wasi:http/incoming-handler" if version.starts_with("0.2.") && !version.contains('-') => {
+            Some(HandlerKind::IncomingHandler)
+        }
+        "wasi:http/handler" if version.starts_with("0.3.") && !version.contains('-') => {
+            Some(HandlerKind::Handler)
+        }
+        "fermyon:spin/inbound-http" => Some(HandlerKind::InboundHttp),
+        "wasi:http/incoming-handler" | "wasi:http/handler" => Some(HandlerKind::Unsupported),
+        _ => None,
+    }
+}
+
+impl Entry {
+    /// Finds the handler and links the component.
+    pub(super) fn link(linker: &Linker<Host>, spec: &ComponentSpec) -> Result<Self, Error> {
+        let component = &spec.loaded.component;
+        let id = || spec.grants.component.to_string();
+        let component_type = component.component_type();
+        let exports: Vec<String> = component_type
+            .exports(linker.engine())
+            .filter(|(_, item)| {
+                matches!(item.ty, ComponentItem::ComponentInstance(_) | ComponentItem::ComponentFunc(_))
+            })
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let link_error =
+            |error: wasmtime::Error| Error::Link { component: id(), message: format!("{error:#}") };
+        let pre = || linker.instantiate_pre(component).map_err(link_error);
+
+        if let Executor::Wagi(settings) = &spec.executor {
+            if !exports.iter().any(|name| name.starts_with("wasi:cli/run@0.2")) {
+                return Err(Error::NoHandler { component: id(), exports });
+            }
+            return wagi::Entry::new(pre()?, settings).map(Self::Wagi).map_err(link_error);
+        }
+
+        let mut handlers: Vec<(String, HandlerKind)> =
+            exports.iter().filter_map(|name| Some((name.clone(), handler_kind(name)?))).collect();
+        if handlers.len() > 1 {
+            let handlers = handlers.into_iter().map(|(name, _)| name).collect();
+            return Err(Error::SeveralHandlers { component: id(), handlers });
+        }
+        let Some((name, kind)) = handlers.pop() else {
+            return Err(Error::NoHandler { component: id(), exports });
+        };
+        match kind {
+            HandlerKind::IncomingHandler => incoming_handler::Entry::new(pre()?, spec.reuse)
+                .map(Self::IncomingHandler)
+                .map_err(link_error),
+            HandlerKind::Handler => {
+                handler::Entry::new(pre()?, spec.reuse).map(Self::Handler).map_err(link_error)
+            }
+            HandlerKind::InboundHttp => {
+                inbound_http::Entry::new(pre()?).map(Self::InboundHttp).map_err(link_error)
+            }
+            HandlerKind::Unsupported => Err(Error::UnsupportedHandler { component: id(), handler: name }),
+        }
+    }
+
+    /// Runs the guest to its end. Its response goes to `reply` as soon as it is
+    /// there, which is usually before the end.
+    pub(super) async fn serve(
+        &self,
+        component: &Component,
+        request: http::Request<RequestBody>,
+        reply: Reply,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::IncomingHandler(entry) => entry.serve(component, request, reply).await,
+            Self::Handler(entry) => entry.serve(component, request, reply).await,
+            Self::InboundHttp(entry) => entry.serve(component, request, reply).await,
+            Self::Wagi(entry) => entry.serve(component, request, reply).await,
+        }
+    }
+
+    /// Drops reusable instances that were idle for too long.
+    pub(super) fn sweep(&self) -> Option<Duration> {
+        match self {
+            Self::IncomingHandler(entry) => sweep(entry.reuse.as_ref()),
+            Self::Handler(entry) => sweep(entry.reuse.as_ref()),
+            Self::InboundHttp(_) | Self::Wagi(_) => None,
+        }
+    }
+}
+
+fn sweep<P>(pool: Option<&ReusePool<P>>) -> Option<Duration> {
+    let pool = pool?;
+    pool.sweep();
+    Some(pool.idle_timeout())
+}
+
+/// An instance for the next request: a used one if the component allows that and
+/// one is idle, else a fresh one.
+async fn instance<P>(
+    pool: Option<&ReusePool<P>>,
+    component: &Component,
+    request: &http::Extensions,
+    instantiate: impl AsyncFnOnce(&mut Store<Host>) -> wasmtime::Result<P>,
+) -> wasmtime::Result<Instance<P>> {
+    let depth = request.get::<LocalDepth>().copied();
+    if let Some(mut instance) = pool.and_then(ReusePool::take) {
+        instance.store.set_epoch_deadline(1);
+        instance.store.data_mut().set_local_depth(depth.unwrap_or_default());
+        return Ok(instance);
+    }
+    let mut host = Host::new(component.grants.clone());
+    if let Some(depth) = depth {
+        host.set_local_depth(depth);
+    }
+    let mut store = component.store(host);
+    let proxy = instantiate(&mut store).await?;
+    Ok(Instance { store, proxy, served_count: 0 })
+}

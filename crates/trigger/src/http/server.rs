@@ -1,0 +1,448 @@
+//! The listener: connections in, requests out to the app, an orderly end.
+//!
+//! One thread accepts and hands each connection to the worker with the fewest.
+//! Each worker is a thread with a runtime of its own; a connection, its requests
+//! and their guests stay on it, so that nothing is shared between cores on the
+//! way from the socket to the guest.
+//!
+//! # The end
+//!
+//! On shutdown the listener takes what the kernel has already accepted and
+//! closes. Connections get a moment in which each response tells its client to
+//! close ([`LINGER`]), so that a request that is on its way is not cut off; then
+//! idle connections are closed and running requests have the grace period.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{SocketAddr, TcpStream as StdTcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    runtime,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    app::{BodyLimits, HttpApp},
+    shape::Connection,
+    tls::TlsFiles,
+};
+use crate::Error;
+
+/// Connections that the kernel holds for us until they are accepted.
+const BACKLOG_COUNT: i32 = 4096;
+
+/// How many ports after the wanted one are tried with `find_free_port`.
+const FREE_PORT_TRIES_COUNT: u16 = 9;
+
+/// How long a TLS handshake may take.
+const TLS_HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long clients have to learn from a response that the server is closing.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Pause after the operating system had no descriptor for a new connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Streams that one HTTP/2 connection may have open.
+const HTTP2_MAX_STREAMS_COUNT: u32 = 256;
+
+/// Memory for a request's header block in HTTP/2.
+const HTTP2_MAX_HEADER_BYTES: u32 = 64 << 10;
+
+/// How often an HTTP/2 client is asked whether it is still there.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long it has to answer.
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What every HTTP/2 connection begins with.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How the server listens and what it puts up with.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The address to listen on; port 0 is any free one.
+    pub listen: SocketAddr,
+    /// If the port is taken, try those after it.
+    pub find_free_port: bool,
+    /// Serve TLS with this certificate.
+    pub tls: Option<TlsFiles>,
+    /// Connections open at once; more wait in the kernel's queue.
+    pub max_connections_count: usize,
+    /// How long a client may take to send a request's header; also how long a
+    /// connection may be idle between requests.
+    pub header_timeout: Duration,
+    /// How long a client may stall while it sends a body.
+    pub body_stall_timeout: Duration,
+    /// Memory for a request line and header block in HTTP/1.1.
+    pub max_header_bytes: usize,
+    /// The largest body of a request.
+    pub max_body_bytes: u64,
+    /// How long running requests may go on after a signal to stop.
+    pub grace_period: Duration,
+}
+
+impl ServerConfig {
+    /// Defaults that suit a server on the open internet.
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            find_free_port: false,
+            tls: None,
+            max_connections_count: 10_000,
+            // Longer than the 60 seconds after which common load balancers close
+            // idle connections themselves.
+            header_timeout: Duration::from_secs(75),
+            body_stall_timeout: Duration::from_secs(60),
+            max_header_bytes: 64 << 10,
+            max_body_bytes: 1 << 30,
+            grace_period: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A server that has its address but does not answer yet.
+pub struct Server {
+    config: ServerConfig,
+    listener: Socket,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+}
+
+/// What a worker thread needs for each connection.
+struct Worker {
+    app: Arc<HttpApp>,
+    config: ServerConfig,
+    tls: Option<TlsAcceptor>,
+    /// The server is ending: responses close, idle connections end after a moment.
+    draining: CancellationToken,
+    /// Idle connections end now.
+    closing: CancellationToken,
+}
+
+/// A connection on its way to a worker.
+struct Accepted {
+    stream: StdTcpStream,
+    client: SocketAddr,
+    load: LoadGuard,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Counts a worker's connections.
+struct LoadGuard(Arc<AtomicUsize>);
+
+impl LoadGuard {
+    fn new(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(load.clone())
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Server {
+    /// Takes the address.
+    ///
+    /// # Errors
+    /// [`Error::Listen`], [`Error::NoFreePort`] or [`Error::Tls`].
+    pub fn bind(config: ServerConfig) -> Result<Self, Error> {
+        let tls = match &config.tls {
+            Some(files) => Some(TlsAcceptor::from(files.load()?)),
+            None => None,
+        };
+        let mut address = config.listen;
+        let listener = loop {
+            match listen(address) {
+                Ok(listener) => break listener,
+                Err(cause) if config.find_free_port && cause.kind() == io::ErrorKind::AddrInUse => {
+                    let tried_count = address.port() - config.listen.port();
+                    match address.port().checked_add(1) {
+                        Some(port) if tried_count < FREE_PORT_TRIES_COUNT => address.set_port(port),
+                        _ => {
+                            return Err(Error::NoFreePort { address: config.listen, tried_count });
+                        }
+                    }
+                }
+                Err(cause) => return Err(Error::Listen { address, cause }),
+            }
+        };
+        let address = listener
+            .local_addr()
+            .and_then(|address| address.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into()))
+            .map_err(|cause| Error::Listen { address, cause })?;
+        Ok(Self { config, listener, address, tls })
+    }
+
+    /// The address that was taken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Answers requests until `shutdown` resolves, then ends in order. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Start`] if threads or runtimes cannot be made.
+    pub fn run(self, app: Arc<HttpApp>, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let start_error = |cause| Error::Start { cause };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(start_error)?;
+        let draining = CancellationToken::new();
+        let closing = CancellationToken::new();
+        let connections = TaskTracker::new();
+        let threads_count = thread::available_parallelism().map_or(1, usize::from);
+        let mut workers = Vec::with_capacity(threads_count);
+        for number in 0..threads_count {
+            let worker = Worker {
+                app: app.clone(),
+                config: self.config.clone(),
+                tls: self.tls.clone(),
+                draining: draining.clone(),
+                closing: closing.clone(),
+            };
+            // Unbounded in type only: what is in it holds a connection permit.
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let tracker = connections.clone();
+            let thread = thread::Builder::new()
+                .name(format!("wisp-worker-{number}"))
+                .spawn(move || worker.run(receiver, tracker))
+                .map_err(start_error)?;
+            workers.push((sender, Arc::new(AtomicUsize::new(0)), thread));
+        }
+
+        runtime.block_on(async {
+            let sweeper = tokio::spawn(app.clone().sweep_idle_instances());
+            self.listener.set_nonblocking(true).map_err(start_error)?;
+            let listener = TcpListener::from_std(self.listener.into()).map_err(start_error)?;
+            let places = Arc::new(Semaphore::new(self.config.max_connections_count));
+            let hand_over = |stream: TcpStream, client: SocketAddr, permit: OwnedSemaphorePermit| {
+                let least = workers.iter().min_by_key(|(_, load, _)| load.load(Ordering::Relaxed));
+                if let (Some((sender, load, _)), Ok(stream)) = (least, stream.into_std()) {
+                    // Fails only if the worker has ended, which closes the stream.
+                    let _ =
+                        sender.send(Accepted { stream, client, load: LoadGuard::new(load), _permit: permit });
+                }
+            };
+            let accept = async {
+                loop {
+                    let Ok(permit) = places.clone().acquire_owned().await else { return };
+                    match listener.accept().await {
+                        Ok((stream, client)) => hand_over(stream, client, permit),
+                        Err(error) if is_of_one_connection(&error) => {}
+                        Err(error) => {
+                            tracing::error!(code = "WISP-E0413", "connections cannot be accepted: {error}");
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                () = shutdown => {}
+                () = accept => {}
+            }
+
+            app.drain();
+            while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
+                if let Ok(permit) = places.clone().try_acquire_owned() {
+                    hand_over(stream, client, permit);
+                }
+            }
+            drop(listener);
+            draining.cancel();
+            sweeper.abort();
+            connections.close();
+            app.tracker().close();
+            let ended = async {
+                connections.wait().await;
+                app.tracker().wait().await;
+            };
+            tokio::pin!(ended);
+            if tokio::time::timeout(LINGER.min(self.config.grace_period), &mut ended).await.is_err() {
+                closing.cancel();
+                if tokio::time::timeout(self.config.grace_period, ended).await.is_err() {
+                    tracing::warn!(
+                        code = "WISP-E0414",
+                        "{} connections were cut off after the grace period of {:?}",
+                        connections.len(),
+                        self.config.grace_period
+                    );
+                }
+            }
+            Ok(())
+        })?;
+        // Without senders the workers end, and with them what is still running.
+        for (sender, _, thread) in workers {
+            drop(sender);
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restarted server takes its port again although old connections linger.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG_COUNT)?;
+    Ok(socket)
+}
+
+/// Whether accepting failed because of the one connection that was to be accepted.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+impl Worker {
+    fn run(self, mut accepted: mpsc::UnboundedReceiver<Accepted>, connections: TaskTracker) {
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!("a worker cannot start: {error}");
+                return;
+            }
+        };
+        let worker = Arc::new(self);
+        runtime.block_on(async {
+            while let Some(connection) = accepted.recv().await {
+                connections.spawn(worker.clone().serve(connection));
+            }
+        });
+        runtime.shutdown_background();
+    }
+
+    async fn serve(self: Arc<Self>, accepted: Accepted) {
+        let Accepted { stream, client, load: _load, _permit } = accepted;
+        let Ok(stream) = TcpStream::from_std(stream) else { return };
+        // Responses are written whole; waiting for more would only delay them.
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        let connection = Connection::new(client, self.tls.is_some());
+        match &self.tls {
+            None => {
+                if let Some(is_http2) = self.speaks_http2(&stream).await {
+                    self.serve_stream(stream, is_http2, connection).await;
+                }
+            }
+            Some(acceptor) => {
+                match tokio::time::timeout(TLS_HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                        self.serve_stream(stream, is_http2, connection).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%client, "TLS handshake failed: {error}"),
+                    Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
+                }
+            }
+        }
+    }
+
+    /// Looks at a connection's first bytes without taking them. `None` if there
+    /// are none to come.
+    async fn speaks_http2(&self, stream: &TcpStream) -> Option<bool> {
+        let look = async {
+            let mut start = [0; HTTP2_PREFACE.len()];
+            loop {
+                let count = stream.peek(&mut start).await.ok().filter(|count| *count > 0)?;
+                if start[..count] != HTTP2_PREFACE[..count] {
+                    return Some(false);
+                }
+                if count == HTTP2_PREFACE.len() {
+                    return Some(true);
+                }
+                // Part of the preface; the rest is on its way. Peeking again would
+                // return at once with the same, so wait for a moment instead.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            found = tokio::time::timeout(self.config.header_timeout, look) => found.ok().flatten(),
+            () = self.closing.cancelled() => None,
+        }
+    }
+
+    async fn serve_stream<S>(&self, stream: S, is_http2: bool, connection: Connection)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let limits = BodyLimits {
+            max_bytes: self.config.max_body_bytes,
+            stall_timeout: self.config.body_stall_timeout,
+        };
+        let app = self.app.clone();
+        let connection = Arc::new(connection);
+        let service = service_fn(move |request| {
+            let (app, connection) = (app.clone(), connection.clone());
+            async move { Ok::<_, Infallible>(app.answer(request, &connection, limits).await) }
+        });
+        let stream = TokioIo::new(stream);
+        let result = if is_http2 {
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(HTTP2_MAX_STREAMS_COUNT)
+                .max_header_list_size(HTTP2_MAX_HEADER_BYTES)
+                .keep_alive_interval(HTTP2_PING_INTERVAL)
+                .keep_alive_timeout(HTTP2_PING_TIMEOUT)
+                .serve_connection(stream, service);
+            tokio::pin!(serving);
+            tokio::select! {
+                biased;
+                result = &mut serving => result,
+                // HTTP/2 says goodbye without cutting anything off: no need to linger.
+                () = self.draining.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        } else {
+            let serving = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(self.config.header_timeout)
+                .max_buf_size(self.config.max_header_bytes)
+                .serve_connection(stream, service);
+            tokio::pin!(serving);
+            tokio::select! {
+                biased;
+                result = &mut serving => result,
+                () = self.closing.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!("a connection ended early: {error}");
+        }
+    }
+}
