@@ -7,7 +7,7 @@ async function handle(request) {
   const url = new URL(request.url);
   switch (url.pathname) {
     case "/":
-      return new Response("Hello from JavaScript\n", { headers: { "content-type": "text/plain" } });
+      return new Response("Hello, world!\n", { headers: { "content-type": "text/plain" } });
     case "/echo":
       return new Response(request.body);
     case "/echo-request":

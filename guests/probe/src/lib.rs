@@ -137,11 +137,17 @@ pub fn serve(target: &Target) -> Option<Reply> {
         "/status" => Reply::text(target.number("code", 200) as u16, ""),
         "/headers" => Reply {
             status: 200,
-            headers: [("x-one", "1"), ("x-two", "a"), ("x-two", "b"), ("set-cookie", "a=1"), ("set-cookie", "b=2")]
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .chain(target.headers())
-                .collect(),
+            headers: [
+                ("x-one", "1"),
+                ("x-two", "a"),
+                ("x-two", "b"),
+                ("set-cookie", "a=1"),
+                ("set-cookie", "b=2"),
+            ]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .chain(target.headers())
+            .collect(),
             body: b"headers\n".to_vec(),
         },
         "/big" => Reply::text(200, pattern(target.number("bytes", 1 << 20) as usize)),

@@ -47,8 +47,7 @@ async fn handle(request: IncomingRequest, out: ResponseOutparam) {
         "/sqlite3" => Reply::outcome(sqlite_3(&target)),
         path => probe::serve(&target).unwrap_or_else(|| Reply::not_found(path)),
     };
-    let fields: Vec<_> =
-        reply.headers.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
+    let fields: Vec<_> = reply.headers.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
     let response = OutgoingResponse::new(Fields::from_list(&fields).expect("valid header fields"));
     response.set_status_code(reply.status).expect("a valid status");
     if let Err(error) = out.set_with_body(response, reply.body).await {
