@@ -1,0 +1,3 @@
+module go-wagi
+
+go 1.21
