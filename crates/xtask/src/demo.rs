@@ -1,0 +1,247 @@
+//! `cargo xtask demo`: every example, built by its own toolchain and served.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::app;
+use crate::chore::{Chore, Failure, Result, at, cargo, in_ci, output, say};
+use crate::readme::{Promise, promises};
+
+/// How long `wisp up` may take until it serves. The first start compiles the
+/// app: a Python guest of 25 MB takes about half a minute on two slow cores.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Compare what the examples answer with their READMEs, then end
+    #[arg(long)]
+    check: bool,
+    /// Build wisp optimised; takes many minutes the first time
+    #[arg(long)]
+    release: bool,
+    /// The port of the first example; the others follow
+    #[arg(long, default_value_t = 3000)]
+    first_port: u16,
+    /// The examples to serve; all of them unless given
+    names: Vec<String>,
+}
+
+/// An example that is being served.
+struct Served {
+    name: String,
+    address: String,
+    promises: Vec<Promise>,
+    server: Server,
+}
+
+/// A running `wisp up`, which ends when this is dropped.
+struct Server {
+    child: Child,
+}
+
+/// `cargo xtask demo`.
+pub(crate) fn run(chore: &mut Chore, options: &Options) -> Result<()> {
+    let examples = examples(chore, &options.names)?;
+    let mut built = Vec::new();
+    let mut failures = Vec::new();
+    for (name, folder) in examples {
+        let into = chore.target.join("examples").join(&name);
+        match chore.step(format!("example {name}"), |chore| build(chore, &folder, &into)) {
+            Ok(()) => built.push((name, folder, into)),
+            Err(failure) => {
+                failure.report();
+                chore.skip(format!("example {name}"), failure.message());
+                failures.push(name);
+            }
+        }
+    }
+    let wisp = chore.step("wisp itself", |chore| build_wisp(chore, options.release))?;
+    let mut served = Vec::new();
+    for ((name, folder, into), port) in built.into_iter().zip(options.first_port..) {
+        // Every demo starts from an empty state, or its counters would not
+        // answer what the README says.
+        let state = into.join(".spin");
+        if state.exists() {
+            fs::remove_dir_all(&state).map_err(at(&state))?;
+        }
+        served.push(chore.step(format!("wisp up for {name}"), |_| serve(&wisp, name, &folder, &into, port))?);
+    }
+    say("");
+    let mut broken = Vec::new();
+    for example in &served {
+        broken.extend(
+            chore.step(format!("what the README of {} promises", example.name), |_| example.check())?,
+        );
+    }
+    say(&table(&served));
+    if !broken.is_empty() {
+        return Err(Failure::new(format!(
+            "{} answers differ from their README:\n{}",
+            broken.len(),
+            broken.join("\n")
+        )));
+    }
+    if options.check {
+        return if failures.is_empty() || !in_ci() {
+            Ok(())
+        } else {
+            Err(Failure::new(format!("these examples could not be built: {}", failures.join(", "))))
+        };
+    }
+    say("Press Ctrl-C to stop.");
+    wait(&mut served)
+}
+
+/// The examples, by name, and their folders.
+fn examples(chore: &Chore, names: &[String]) -> Result<Vec<(String, PathBuf)>> {
+    let mut examples: Vec<_> = app::subfolders(&chore.root.join("examples"))?
+        .into_iter()
+        .filter(|folder| folder.join("spin.toml").exists())
+        .filter_map(|folder| Some((folder.file_name()?.to_string_lossy().into_owned(), folder)))
+        .collect();
+    if let Some(unknown) = names.iter().find(|name| !examples.iter().any(|(known, _)| known == *name)) {
+        let known: Vec<_> = examples.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(Failure::new(format!("there is no example `{unknown}`"))
+            .hint(format!("the examples are {}", known.join(", "))));
+    }
+    examples.retain(|(name, _)| names.is_empty() || names.contains(name));
+    Ok(examples)
+}
+
+/// Builds an example. The Rust ones compile into one folder, so that the SDK
+/// is compiled once for all of them.
+fn build(chore: &Chore, source: &Path, into: &Path) -> Result<()> {
+    if source.join("Cargo.toml").exists() {
+        let shared = chore.target.join("examples/rust-target");
+        fs::create_dir_all(&shared).map_err(at(&shared))?;
+        fs::create_dir_all(into).map_err(at(into))?;
+        let link = into.join("target");
+        if !link.exists() {
+            std::os::unix::fs::symlink(&shared, &link).map_err(at(&link))?;
+        }
+    }
+    app::build(chore, source, into)
+}
+
+/// Builds `wisp` and says where it is. The profile for development compiles
+/// the engine optimised too, and takes a fraction of the time of a release.
+fn build_wisp(chore: &Chore, is_release: bool) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--package", "wisp"]).current_dir(&chore.root);
+    if is_release {
+        command.arg("--release");
+    }
+    crate::chore::run(&mut command)?;
+    Ok(chore.target.join(if is_release { "release" } else { "debug" }).join("wisp"))
+}
+
+fn serve(wisp: &Path, name: String, source: &Path, folder: &Path, port: u16) -> Result<Served> {
+    let readme = source.join("README.md");
+    let promises = promises(&fs::read_to_string(&readme).map_err(at(&readme))?);
+    let address = format!("127.0.0.1:{port}");
+    let mut command = Command::new(wisp);
+    command.arg("up").arg("-f").arg(folder).args(["--listen", &address]);
+    say(&format!("$ wisp up -f {} --listen {address}", folder.display()));
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| Failure::new(format!("cannot run `{}`: {error}", wisp.display())))?;
+    let mut server = Server { child };
+    server.wait_until_it_serves(&name)?;
+    Ok(Served { name, address, promises, server })
+}
+
+impl Server {
+    /// Waits for the line that says so. The output is read on a thread of its
+    /// own for as long as the server runs, or it would one day block.
+    fn wait_until_it_serves(&mut self, name: &str) -> Result<()> {
+        let stdout = self.child.stdout.take().ok_or_else(|| Failure::new("no stdout to read"))?;
+        let (sender, receiver) = mpsc::channel();
+        let name_of_app = name.to_owned();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
+                say(&format!("[{name_of_app}] {line}"));
+                if line.starts_with("Serving http") {
+                    // Nobody listens any more after the first time.
+                    let _ = sender.send(());
+                }
+            }
+        });
+        receiver.recv_timeout(START_TIMEOUT).map_err(|error| {
+            let why = match error {
+                mpsc::RecvTimeoutError::Timeout => "did not serve in time",
+                mpsc::RecvTimeoutError::Disconnected => "ended before it served",
+            };
+            Failure::new(format!("`wisp up` for {name} {why}"))
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has no state that a kill could harm, and may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Served {
+    /// Runs the README's commands and hands back what differs.
+    fn check(&self) -> Result<Vec<String>> {
+        let mut broken = Vec::new();
+        for promise in &self.promises {
+            let command = promise.command_for(&self.address);
+            let printed = output(Command::new("sh").args(["-c", &command]))
+                .unwrap_or_else(|failure| failure.message().to_owned());
+            if promise.is_kept_by(&printed) {
+                say(&format!("as promised: {}", promise.command));
+            } else {
+                broken.push(format!(
+                    "{}: {}\n  promised: {:?}\n  answered: {printed:?}",
+                    self.name, promise.command, promise.answer
+                ));
+            }
+        }
+        if self.promises.is_empty() {
+            return Err(Failure::new(format!("the README of {} shows no curl command", self.name)));
+        }
+        Ok(broken)
+    }
+}
+
+fn table(served: &[Served]) -> String {
+    let mut text = String::from("\nServing:\n");
+    for example in served {
+        let command = example
+            .promises
+            .first()
+            .map_or_else(String::new, |promise| promise.command.replace("localhost:3000", &example.address));
+        let _ = writeln!(text, "  {:<14} http://{:<16} {command}", example.name, example.address);
+    }
+    text
+}
+
+/// Waits until a server ends; Ctrl-C ends them and this program together.
+fn wait(served: &mut [Served]) -> Result<()> {
+    let Some(first) = served.first_mut() else { return Ok(()) };
+    let status = first.server.child.wait().map_err(|error| Failure::new(error.to_string()))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("`wisp up` for {} ended: {status}", first.name)))
+    }
+}
+
+/// As the last step of `cargo xtask ci`.
+pub(crate) fn check(chore: &mut Chore) -> Result<()> {
+    // A port that a developer's own `wisp up` does not use.
+    run(chore, &Options { check: true, release: false, first_port: 3900, names: Vec::new() })
+}
