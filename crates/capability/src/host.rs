@@ -20,6 +20,7 @@ pub struct Host {
     /// Number of key-value handles that are open; see [`key_value`].
     pub(crate) key_value: key_value::State,
     pub(crate) sqlite: sqlite::State,
+    pub(crate) unavailable: unavailable::State,
     /// What the instance may allocate. Public for whoever makes the store, which
     /// must be told where to find it.
     pub limiter: Limiter,
@@ -40,6 +41,7 @@ impl Host {
             http_hooks: outbound_http::Hooks::new(&grants),
             key_value: key_value::State::default(),
             sqlite: sqlite::State::default(),
+            unavailable: unavailable::State::default(),
             limiter: Limiter::default(),
             table: ResourceTable::new(),
             grants,

@@ -37,6 +37,7 @@ pub(crate) fn grants_to_reach(allowed_outbound_hosts: &[&str]) -> Grants {
 /// A component with one export, `call`, that takes a text and returns what the
 /// host returns. It gives pointer and length of the text to the host's
 /// functions, and the last of them writes its result to address 16.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Guest<'a> {
     /// Whether `call` is an `async func`, which it must be to wait for one.
     pub(crate) is_async: bool,
@@ -51,6 +52,9 @@ pub(crate) struct Guest<'a> {
     /// The functions that it calls: a name for use in `body`, the interface's
     /// name, and the type as a core function.
     pub(crate) functions: &'a [(&'a str, &'a str, &'a str)],
+    /// The resources that it drops: a name for the function that does, and the
+    /// resource's.
+    pub(crate) drops: &'a [(&'a str, &'a str)],
     /// The calls, with `$address` and `$length` of the text.
     pub(crate) body: &'a str,
 }
@@ -60,22 +64,26 @@ impl Guest<'_> {
     fn text(&self) -> String {
         let Self { interface, result, error_cases, imports, body, .. } = self;
         let is_async = if self.is_async { "async" } else { "" };
-        let each = |make: &dyn Fn(&str, &str, &str) -> String| -> String {
-            self.functions
-                .iter()
-                .map(|(name, full_name, core_type)| make(name, full_name, core_type))
-                .collect()
-        };
-        let lowered = each(&|name, full_name, _| {
-            format!(
+        let mut lowered = String::new();
+        let mut core_imports = String::new();
+        let mut core_exports = String::new();
+        for (name, full_name, core_type) in self.functions {
+            lowered += &format!(
                 r#"(alias export $host "{full_name}" (func $host-{name}))
                 (core func ${name} (canon lower (func $host-{name})
                     (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))"#
-            )
-        });
-        let core_imports =
-            each(&|name, _, core_type| format!(r#"(import "host" "{name}" (func ${name} {core_type}))"#));
-        let core_exports = each(&|name, _, _| format!(r#"(export "{name}" (func ${name}))"#));
+            );
+            core_imports += &format!(r#"(import "host" "{name}" (func ${name} {core_type}))"#);
+            core_exports += &format!(r#"(export "{name}" (func ${name}))"#);
+        }
+        for (name, resource) in self.drops {
+            lowered += &format!(
+                r#"(alias export $host "{resource}" (type $dropped-{name}))
+                (core func ${name} (canon resource.drop $dropped-{name}))"#
+            );
+            core_imports += &format!(r#"(import "host" "{name}" (func ${name} (param i32)))"#);
+            core_exports += &format!(r#"(export "{name}" (func ${name}))"#);
+        }
         format!(
             r#"(component
                 (import "{interface}" (instance $host
@@ -113,11 +121,19 @@ impl Guest<'_> {
     where
         (R,): ComponentNamedList + Lift + Send + Sync + 'static,
     {
+        self.try_call(flavor, grants, text).await.unwrap()
+    }
+
+    /// Calls it in a fresh instance; the call may fail.
+    pub(crate) async fn try_call<R>(&self, flavor: Flavor, grants: Grants, text: &str) -> wasmtime::Result<R>
+    where
+        (R,): ComponentNamedList + Lift + Send + Sync + 'static,
+    {
         let linker = linker(flavor);
         let component = Component::new(linker.engine(), self.text()).unwrap();
         let mut store = Store::new(linker.engine(), Host::new(Arc::new(grants)));
         let instance = linker.instantiate_async(&mut store, &component).await.unwrap();
         let call = instance.get_typed_func::<(&str,), (R,)>(&mut store, "call").unwrap();
-        call.call_async(&mut store, (text,)).await.unwrap().0
+        Ok(call.call_async(&mut store, (text,)).await?.0)
     }
 }

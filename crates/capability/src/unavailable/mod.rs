@@ -72,6 +72,21 @@ struct Builder {
     address: String,
 }
 
+/// What one instance holds of these interfaces.
+#[derive(Default)]
+pub(crate) struct State {
+    builders_count: usize,
+}
+
+/// How many `connection-builder`s an instance may hold. A guest needs one for
+/// each connection that it is about to open, which are a handful.
+const MAX_BUILDERS_COUNT: usize = 64;
+
+/// The longest address or model name that is looked at, and repeated in an
+/// error. Far longer than any real one; a guest's text can be as large as its
+/// memory.
+const MAX_TARGET_BYTES: usize = 4096;
+
 const INTERFACES: &[Interface] = &[
     Interface {
         name: "fermyon:spin/llm",
@@ -224,7 +239,9 @@ fn add_interface(
         match *resource {
             "connection-builder" => {
                 instance.resource(resource, ResourceType::host::<Builder>(), |mut store, rep| {
-                    store.data_mut().table.delete(Resource::<Builder>::new_own(rep))?;
+                    let host = store.data_mut();
+                    host.table.delete(Resource::<Builder>::new_own(rep))?;
+                    host.unavailable.builders_count -= 1;
                     Ok(())
                 })?;
             }
@@ -262,8 +279,14 @@ fn answer(
     };
     match (result_type, arguments.first()) {
         (Type::Own(_), Some(Val::String(address))) => {
-            let builder = Builder { address: address.clone() };
-            let builder = store.data_mut().table.push(builder)?;
+            let host = store.data_mut();
+            if host.unavailable.builders_count == MAX_BUILDERS_COUNT {
+                bail!("more than {MAX_BUILDERS_COUNT} connection builders at a time");
+            }
+            // One byte more than is looked at, so that too long stays too long.
+            let builder = Builder { address: shortened(address, MAX_TARGET_BYTES + 1).to_owned() };
+            let builder = host.table.push(builder)?;
+            host.unavailable.builders_count += 1;
             *result = Val::Resource(ResourceAny::try_from_resource(builder, &mut store)?);
         }
         (Type::Result(result_type), argument) => {
@@ -289,6 +312,9 @@ fn answer(
 /// Why a call to `target` is not served: denied if it would be denied in a
 /// version that has the family, too.
 fn refuse(family: Family, grants: &Grants, target: &str) -> Refusal {
+    if target.len() > MAX_TARGET_BYTES {
+        return Refusal::Denied { target: shortened(target, MAX_TARGET_BYTES).to_owned() };
+    }
     // An address of another family is malformed, even where that may be reached.
     let may_reach = |address: &str, schemes: &[&str]| {
         let destination = grants.outbound.check_url(address, schemes.first().copied().unwrap_or_default());
@@ -307,6 +333,11 @@ fn refuse(family: Family, grants: &Grants, target: &str) -> Refusal {
         true => Refusal::Unavailable,
         false => Refusal::Denied { target: target.to_owned() },
     }
+}
+
+/// As much of the start of a text as fits into some bytes.
+fn shortened(text: &str, limit_bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(limit_bytes)]
 }
 
 /// The servers in an address of PostgreSQL, which is a URL or a list of

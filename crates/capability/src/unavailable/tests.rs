@@ -113,6 +113,16 @@ fn every_function_has_words_for_every_refusal() {
 }
 
 #[test]
+fn long_addresses_are_denied_without_a_closer_look() {
+    let grants = grants_to_reach(&["*://*:*"]);
+    let fits = format!("redis://cache/{}", "é".repeat(2000));
+    assert_eq!(refuse(Family::Redis, &grants, &fits), Refusal::Unavailable);
+    let long = format!("redis://cache/x{}", "é".repeat(4000));
+    let Refusal::Denied { target } = refuse(Family::Redis, &grants, &long) else { panic!("not denied") };
+    assert!(long.starts_with(&target) && target.len() == MAX_TARGET_BYTES - 1, "{}", target.len());
+}
+
+#[test]
 fn permission_comes_first() {
     let grants = Grants {
         ai_models: ["llama2-chat".to_owned()].into(),
@@ -187,10 +197,13 @@ enum PostgresError {
     Other(String),
 }
 
+/// The cases of [`PostgresError`].
+const POSTGRES_ERROR_CASES: &str = r#"(case "connection-failed" string) (case "bad-parameter" string)
+    (case "value-conversion-failed" string) (case "other" string)"#;
+
 #[tokio::test]
 async fn guests_get_the_refusals_of_redis() {
     let guest = Guest {
-        is_async: false,
         interface: "fermyon:spin/redis@2.0.0",
         // A connection is a number as far as this guest is concerned.
         result: "(result u32 (error $error))",
@@ -202,6 +215,7 @@ async fn guests_get_the_refusals_of_redis() {
                 (param "address" string) (result (result (own $connection) (error $error)))))"#,
         functions: &[("open", "[static]connection.open", "(param i32 i32 i32)")],
         body: "(call $open (local.get $address) (local.get $length) (i32.const 16))",
+        ..Guest::default()
     };
     let async_imports = guest.imports.replace("(func", "(func async");
     let async_guest =
@@ -228,11 +242,9 @@ async fn guests_get_the_refusals_of_redis() {
 #[tokio::test]
 async fn guests_get_the_refusals_of_a_postgres_builder() {
     let guest = Guest {
-        is_async: false,
         interface: "spin:postgres/postgres@4.1.0",
         result: "(result u32 (error $error))",
-        error_cases: r#"(case "connection-failed" string) (case "bad-parameter" string)
-            (case "value-conversion-failed" string) (case "other" string)"#,
+        error_cases: POSTGRES_ERROR_CASES,
         imports: r#"
             (export "connection" (type $connection (sub resource)))
             (export "connection-builder" (type $builder (sub resource)))
@@ -245,6 +257,7 @@ async fn guests_get_the_refusals_of_a_postgres_builder() {
             ("build", "[method]connection-builder.build", "(param i32 i32)"),
         ],
         body: "(call $build (call $new (local.get $address) (local.get $length)) (i32.const 16))",
+        ..Guest::default()
     };
     let sorry = "postgres is not available in this version of Wisp [WISP-E0360]";
     let not_permitted = "address host=elsewhere is not permitted";
@@ -258,4 +271,40 @@ async fn guests_get_the_refusals_of_a_postgres_builder() {
             assert_eq!(result, Err(error), "{address}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_guest_cannot_fill_the_host_with_builders() {
+    let guest = Guest {
+        interface: "spin:postgres/postgres@4.1.0",
+        result: "(result u32 (error $error))",
+        error_cases: POSTGRES_ERROR_CASES,
+        imports: r#"
+            (export "connection-builder" (type $builder (sub resource)))
+            (export "[constructor]connection-builder" (func
+                (param "address" string) (result (own $builder))))"#,
+        functions: &[("new", "[constructor]connection-builder", "(param i32 i32) (result i32)")],
+        drops: &[("drop-it", "connection-builder")],
+        ..Guest::default()
+    };
+    let a_thousand_times = |what: &str| {
+        format!(
+            "(local $i i32)
+            (loop $again
+                ({what} (call $new (local.get $address) (local.get $length)))
+                (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                (br_if $again (i32.lt_u (local.get $i) (i32.const 1000))))"
+        )
+    };
+    let keeps = a_thousand_times("drop");
+    let keeps = Guest { body: &keeps, ..guest };
+    let result = keeps.try_call::<Result<u32, PostgresError>>(Flavor::Plain, Grants::default(), "x").await;
+    let failure = format!("{:?}", result.unwrap_err());
+    assert!(failure.contains("more than 64 connection builders"), "{failure}");
+
+    let gives_back = a_thousand_times("call $drop-it");
+    let gives_back = Guest { body: &gives_back, ..guest };
+    let result =
+        gives_back.try_call::<Result<u32, PostgresError>>(Flavor::Plain, Grants::default(), "x").await;
+    assert_eq!(result.unwrap(), Ok(0), "it makes no other call");
 }

@@ -35,7 +35,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use wisp_manifest::id::VariableName;
+use wisp_manifest::id::{MAX_NAME_BYTES, VariableName};
 
 pub use environment::{DEFAULT_PREFIX, Environment};
 pub use flag::parse_flag;
@@ -119,6 +119,10 @@ impl Grant {
     /// [`Error::VariableName`] and [`Error::VariableUndefined`] when there is no such
     /// variable, anything else when there is one and its value cannot be had.
     pub async fn get(&self, name: &str) -> Result<Value, Error> {
+        // A guest's text can be as large as its memory; do not even hash that.
+        if name.len() > MAX_NAME_BYTES {
+            return Err(self.no_such_variable(name));
+        }
         match self.values.get(name) {
             Some(ComponentValue::Constant(value)) => Ok(value.clone()),
             Some(ComponentValue::Template(template)) => {

@@ -22,6 +22,12 @@ pub trait Provider: Send + Sync {
     /// a provider is asked once for each variable, any other at every use.
     fn is_constant(&self) -> bool;
 
+    /// The names of variables that it has values for, as far as it can tell
+    /// without being asked for each. They serve to find misspelt ones.
+    fn names(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     /// The value of a variable, `None` if this provider has none: the next one
     /// is asked then.
     ///
@@ -154,11 +160,6 @@ impl StaticValues {
             values: values.into_iter().map(|(name, value)| (name, value.into())).collect(),
         }
     }
-
-    /// The names that values are given for.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.values.keys().map(String::as_str)
-    }
 }
 
 impl Provider for StaticValues {
@@ -168,6 +169,10 @@ impl Provider for StaticValues {
 
     fn is_constant(&self) -> bool {
         true
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.values.keys().map(String::as_str).collect()
     }
 
     fn get<'a>(&'a self, name: &'a VariableName) -> BoxFuture<'a, Result<Option<Value>, Error>> {

@@ -53,6 +53,9 @@ impl Resolver {
         declared: &IndexMap<VariableName, Variable>,
         providers: Providers,
     ) -> Result<Self, Error> {
+        for (name, provider) in undeclared(declared, &providers) {
+            tracing::warn!("the {provider} sets variable `{name}`, which the app does not declare");
+        }
         let mut variables = IndexMap::with_capacity(declared.len());
         let mut missing = Vec::new();
         for (name, declaration) in declared {
@@ -162,6 +165,21 @@ impl fmt::Debug for Resolver {
             .field("providers", &self.providers)
             .finish()
     }
+}
+
+/// Names that a provider has values for and the app does not know, with the
+/// provider's name. They do no harm, and are likely misspelt.
+pub(super) fn undeclared<'a>(
+    declared: &IndexMap<VariableName, Variable>,
+    providers: &'a Providers,
+) -> Vec<(&'a str, &'a str)> {
+    let mut undeclared = Vec::new();
+    for provider in providers.iter() {
+        let names = provider.names().into_iter().filter(|name| !declared.contains_key(*name));
+        undeclared.extend(names.map(|name| (name, provider.name())));
+    }
+    undeclared.sort_unstable();
+    undeclared
 }
 
 /// What the first provider that has a value says, and whether this can never

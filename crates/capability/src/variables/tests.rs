@@ -145,6 +145,16 @@ async fn all_missing_variables_are_named_at_once_with_the_ways_to_set_them() {
     }
 }
 
+#[test]
+fn misspelt_names_are_found() {
+    let providers = Providers::new()
+        .then(command_line(&[("a", "1"), ("apikey", "2")]))
+        .then(Environment::with_environment(None, None, environment(&[("SPIN_VARIABLE_X", "3")])).unwrap())
+        .then(StaticValues::from_runtime_config([("Not a name".into(), "4".into())]));
+    let found = resolver::undeclared(&variables(&[("a", None), ("api_key", None)]), &providers);
+    assert_eq!(found, [("Not a name", "runtime configuration"), ("apikey", "command line")]);
+}
+
 #[tokio::test]
 async fn a_component_reads_its_own_variables_only() {
     let resolver = Resolver::new(
@@ -376,7 +386,6 @@ async fn grants() -> Grants {
 #[tokio::test]
 async fn guests_of_every_version() {
     let get = |interface, function| Guest {
-        is_async: false,
         interface,
         result: "(result string (error $error))",
         error_cases: r#"(case "invalid-name" string) (case "undefined" string) (case "provider" string)
@@ -384,6 +393,7 @@ async fn guests_of_every_version() {
         imports: r#"(export "get" (func (param "name" string) (result (result string (error $error)))))"#,
         functions: function,
         body: "(call $get (local.get $address) (local.get $length) (i32.const 16))",
+        ..Guest::default()
     };
     let plain = get("fermyon:spin/variables@2.0.0", &[("get", "get", "(param i32 i32 i32)")]);
     let async_imports = plain.imports.replace("(func", "(func async");
@@ -410,7 +420,6 @@ async fn guests_of_every_version() {
 #[tokio::test]
 async fn guests_of_the_oldest_version() {
     let guest = Guest {
-        is_async: false,
         interface: "fermyon:spin/config",
         result: "(result string (error $error))",
         error_cases: r#"(case "provider" string) (case "invalid-key" string) (case "invalid-schema" string)
@@ -418,6 +427,7 @@ async fn guests_of_the_oldest_version() {
         imports: r#"(export "get-config" (func (param "key" string) (result (result string (error $error)))))"#,
         functions: &[("get", "get-config", "(param i32 i32 i32)")],
         body: "(call $get (local.get $address) (local.get $length) (i32.const 16))",
+        ..Guest::default()
     };
     let ask = async |name: &str| -> Result<String, OldGuestError> {
         guest.call(Flavor::Plain, grants().await, name).await
@@ -431,7 +441,6 @@ async fn guests_of_the_oldest_version() {
 #[tokio::test]
 async fn guests_of_wasi_config() {
     let guest = Guest {
-        is_async: false,
         interface: "wasi:config/store@0.2.0-draft-2024-09-27",
         result: "(result (option string) (error $error))",
         error_cases: r#"(case "upstream" string) (case "io" string)"#,
@@ -439,6 +448,7 @@ async fn guests_of_wasi_config() {
             (param "key" string) (result (result (option string) (error $error)))))"#,
         functions: &[("get", "get", "(param i32 i32 i32)")],
         body: "(call $get (local.get $address) (local.get $length) (i32.const 16))",
+        ..Guest::default()
     };
     let ask = async |name: &str| -> Result<Option<String>, ConfigError> {
         guest.call(Flavor::Plain, grants().await, name).await
