@@ -106,7 +106,7 @@ impl WasiHttpView for Host {
 ///
 /// # Errors
 /// Only if an interface is registered twice, which is a defect of ours.
-fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
+pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
     wasi::add_to_linker(linker, flavor)?;
     outbound_http::add_to_linker(linker, flavor)?;
     variables::add_to_linker(linker, flavor)?;

@@ -15,7 +15,7 @@ pub(crate) fn linker(flavor: Flavor) -> Linker<Host> {
     let mut config = Config::new();
     config.concurrency_support(flavor == Flavor::Concurrent);
     let mut linker = Linker::new(&Engine::new(&config).unwrap());
-    crate::add_to_linker(&mut linker, flavor).unwrap();
+    crate::host::add_to_linker(&mut linker, flavor).unwrap();
     linker
 }
 
