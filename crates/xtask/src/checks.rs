@@ -4,7 +4,6 @@ use std::process::Command;
 
 use crate::chore::{Chore, Failure, Result, cargo, output, run, say};
 use crate::fuzz;
-use crate::tools::Tool;
 use crate::{demo, tests, tools};
 
 /// How long each fuzz target runs in CI: enough to find what breaks at once.
@@ -61,16 +60,20 @@ fn in_root(chore: &Chore) -> Command {
 /// Licences, sources and duplicates always; known vulnerabilities where their
 /// database can be fetched.
 fn dependencies(chore: &mut Chore) -> Result<()> {
-    tools::setup(chore, &[Tool::CargoDeny])?;
-    chore.step("licences and sources", |chore| {
-        run(in_root(chore).args(["deny", "check", "bans", "licenses", "sources"]))
-    })?;
-    chore.step("known vulnerabilities", |chore| {
-        if let Err(failure) = output(in_root(chore).args(["deny", "fetch", "db"])) {
+    let program = chore.step("cargo-deny", |chore| tools::cargo_deny(chore))?;
+    let root = chore.root.clone();
+    let deny = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(arguments).current_dir(&root);
+        command
+    };
+    chore.step("licences and sources", |_| run(&mut deny(&["check", "bans", "licenses", "sources"])))?;
+    chore.step("known vulnerabilities", |_| {
+        if let Err(failure) = output(&mut deny(&["fetch", "db"])) {
             let why = failure.message().lines().last().unwrap_or_default().to_owned();
             say(&format!("SKIPPED known vulnerabilities: their database cannot be fetched: {why}"));
             return Ok(());
         }
-        run(in_root(chore).args(["deny", "check", "--disable-fetch", "advisories"]))
+        run(&mut deny(&["check", "--disable-fetch", "advisories"]))
     })
 }

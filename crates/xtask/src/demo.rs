@@ -13,10 +13,14 @@ use clap::Args;
 use crate::app;
 use crate::chore::{Chore, Failure, Result, at, cargo, in_ci, output, say};
 use crate::readme::{Promise, promises};
+use crate::tools;
 
 /// How long `wisp up` may take until it serves. The first start compiles the
 /// app: a Python guest of 25 MB takes about half a minute on two slow cores.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How often to look whether all servers still run.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -49,6 +53,7 @@ struct Server {
 /// `cargo xtask demo`.
 pub(crate) fn run(chore: &mut Chore, options: &Options) -> Result<()> {
     let examples = examples(chore, &options.names)?;
+    chore.step("C compilers and curl", |_| tools::basics())?;
     let mut built = Vec::new();
     let mut failures = Vec::new();
     for (name, folder) in examples {
@@ -132,9 +137,11 @@ fn build(chore: &Chore, source: &Path, into: &Path) -> Result<()> {
 
 /// Builds `wisp` and says where it is. The profile for development compiles
 /// the engine optimised too, and takes a fraction of the time of a release.
+/// The features of dependencies are settled for the whole workspace, as they
+/// are for tests and lints, or cargo would compile the engine once more.
 fn build_wisp(chore: &Chore, is_release: bool) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["build", "--package", "wisp"]).current_dir(&chore.root);
+    command.args(["build", "--workspace", "--bin", "wisp"]).current_dir(&chore.root);
     if is_release {
         command.arg("--release");
     }
@@ -229,15 +236,19 @@ fn table(served: &[Served]) -> String {
     text
 }
 
-/// Waits until a server ends; Ctrl-C ends them and this program together.
+/// Serves until one of the servers ends by itself. Ctrl-C reaches them and this
+/// program alike.
 fn wait(served: &mut [Served]) -> Result<()> {
-    let Some(first) = served.first_mut() else { return Ok(()) };
-    let status = first.server.child.wait().map_err(|error| Failure::new(error.to_string()))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failure::new(format!("`wisp up` for {} ended: {status}", first.name)))
+    while !served.is_empty() {
+        for example in served.iter_mut() {
+            let status = example.server.child.try_wait().map_err(|error| Failure::new(error.to_string()))?;
+            if let Some(status) = status {
+                return Err(Failure::new(format!("`wisp up` for {} ended: {status}", example.name)));
+            }
+        }
+        std::thread::sleep(LOOK_INTERVAL);
     }
+    Ok(())
 }
 
 /// As the last step of `cargo xtask ci`.

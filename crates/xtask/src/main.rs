@@ -90,7 +90,7 @@ enum Command {
     },
     /// Run exactly what CI runs: format, lints, licences, docs, fuzzing, tests, demo
     Ci {
-        /// Leave the checks out that repeat what others cover, to answer sooner
+        /// Leave fuzzing and the demo out, to answer sooner
         #[arg(long)]
         quick: bool,
     },

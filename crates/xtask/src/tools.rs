@@ -25,6 +25,8 @@ const NODE_MINIMUM_MAJOR: u32 = 18;
 /// Something that a fresh machine lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tool {
+    /// C and C++ compilers, and curl
+    Basics,
     /// Rust's standard library for WebAssembly
     WasmTargets,
     /// Node and npm, for the JavaScript guests
@@ -66,6 +68,7 @@ pub(crate) fn setup(chore: &mut Chore, only: &[Tool]) -> Result<()> {
 impl Tool {
     fn title(self) -> &'static str {
         match self {
+            Self::Basics => "C compilers and curl",
             Self::WasmTargets => "Rust's standard library for WebAssembly",
             Self::Node => "Node and npm",
             Self::Python => "Python environments",
@@ -77,6 +80,7 @@ impl Tool {
 
     fn ensure(self, chore: &Chore) -> Result<()> {
         match self {
+            Self::Basics => basics(),
             Self::WasmTargets => wasm_targets::ensure(chore),
             Self::Node => node(),
             Self::Python => crate::app::folders_with(chore, "requirements.txt")?
@@ -84,7 +88,7 @@ impl Tool {
                 .try_for_each(|folder| python_environment(chore, &folder.join("requirements.txt")).map(drop)),
             Self::Zig => zig(chore).map(drop),
             Self::Go => go(chore).map(drop),
-            Self::CargoDeny => cargo_deny(),
+            Self::CargoDeny => cargo_deny(chore).map(drop),
         }
     }
 }
@@ -135,6 +139,22 @@ impl Environment {
         }
         Ok(())
     }
+}
+
+/// What the bundled SQLite and the fuzzer are compiled with, and what the
+/// READMEs' commands call.
+pub(crate) fn basics() -> Result<()> {
+    let mut missing: Vec<_> = [("cc", "build-essential"), ("c++", "build-essential"), ("curl", "curl")]
+        .into_iter()
+        .filter(|(program, _)| !succeeds(program, &["--version"]))
+        .map(|(_, package)| package)
+        .collect();
+    missing.dedup();
+    if missing.is_empty() {
+        say("cc, c++ and curl: already there");
+        return Ok(());
+    }
+    debian::install(&missing)
 }
 
 fn node() -> Result<()> {
@@ -270,15 +290,22 @@ fn go_minor(version: &str) -> Option<u32> {
     version.split_whitespace().nth(2)?.strip_prefix("go1.")?.split('.').next()?.parse().ok()
 }
 
-/// `cargo deny` takes minutes to compile, so an existing one of any version
-/// will do.
-fn cargo_deny() -> Result<()> {
-    if let Ok(version) = output(cargo().args(["deny", "--version"])) {
-        say(&format!("{version}: already there"));
-        return Ok(());
+/// The program behind `cargo deny`; an existing one of any version will do. It
+/// takes minutes to compile, so what it would gain by being optimised is less
+/// than what that costs.
+pub(crate) fn cargo_deny(chore: &Chore) -> Result<PathBuf> {
+    let name = "cargo-deny";
+    let folder = chore.target.join("tools");
+    let own = folder.join("bin").join(name);
+    for program in [PathBuf::from(name), own.clone()] {
+        if succeeds(&program, &["--version"]) {
+            say(&format!("{}: already there", program.display()));
+            return Ok(program);
+        }
     }
-    say("installing cargo-deny with cargo; this takes some minutes");
-    run(cargo().args(["install", "cargo-deny", "--locked"]))
+    say(&format!("installing {name} into {}; this takes some minutes", folder.display()));
+    run(cargo().args(["install", name, "--locked", "--debug", "--root"]).arg(&folder))?;
+    Ok(own)
 }
 
 #[cfg(test)]

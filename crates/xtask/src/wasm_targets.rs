@@ -184,8 +184,6 @@ fn build_from_debian(chore: &Chore, toolchain: &Toolchain, missing: &[&str]) -> 
     if vendored.exists() {
         fs::remove_dir_all(&vendored).map_err(at(&vendored))?;
     }
-    // Debian patches the lock file for its vendored crates; nothing else may
-    // decide on versions.
     for target in missing {
         build_target(toolchain, &work, &sources, &library, target)?;
         toolchain.links(chore, target)?;
