@@ -14,7 +14,21 @@
 #![forbid(unsafe_code)]
 
 pub mod allowed_hosts;
+mod check;
+mod decode;
+pub mod diagnostics;
 pub mod id;
+mod load;
 pub mod model;
+mod raw;
 pub mod route;
+pub mod runtime_config;
+mod schema;
 pub mod template;
+mod v1;
+
+pub use check::{MAX_COMPONENTS_COUNT, MAX_TIMEOUT, MAX_TRIGGERS_COUNT};
+pub use diagnostics::Diagnostics;
+pub use load::{Checked, MANIFEST_FILE_NAME, MAX_TEXT_BYTES, manifest_schema};
+pub use model::App;
+pub use runtime_config::{RuntimeConfig, runtime_config_schema};
