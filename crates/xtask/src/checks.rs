@@ -67,7 +67,9 @@ fn dependencies(chore: &mut Chore) -> Result<()> {
         command.args(arguments).current_dir(&root);
         command
     };
-    chore.step("licences and sources", |_| run(&mut deny(&["check", "bans", "licenses", "sources"])))?;
+    chore.step("licences and sources", |_| {
+        run(&mut deny(&["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+    })?;
     chore.step("known vulnerabilities", |_| {
         if let Err(failure) = output(&mut deny(&["fetch", "db"])) {
             let why = failure.message().lines().last().unwrap_or_default().to_owned();
