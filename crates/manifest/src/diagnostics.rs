@@ -361,6 +361,9 @@ impl Rule {
             Self::NotChainable { id } => Some(format!(
                 "add `[[trigger.http]]` with `route = {{ private = true }}` and `component = \"{id}\"`"
             )),
+            Self::TooMany { what, .. } if what == "allowed hosts" => {
+                Some("use wildcards such as `*.example.com`, or networks".to_owned())
+            }
             Self::TooMany { .. } => Some("split the app into several".to_owned()),
             Self::UnknownBackend { known, .. } => Some(format!("known types are {}", listed(known))),
             Self::BlockedNetwork { .. } => {

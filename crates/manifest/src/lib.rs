@@ -1,15 +1,43 @@
 //! `spin.toml` and `runtime-config.toml`: text in, a checked and typed app out.
 //!
 //! This crate is for everything that can be known about an app from its text
-//! alone, and it says all that is wrong at once. It is not for anything that
-//! needs a network, an engine or an operator's permission: whether a file
-//! exists, a component exports what its trigger needs, or a store has a
-//! backend is found out by those who use what this crate makes.
+//! alone, and it says all that is wrong at once, each with its line, a caret
+//! and a hint. It is not for anything that needs a network, an engine or an
+//! operator's permission: whether a file exists, a component exports what its
+//! trigger needs, or a label has a backend is found out by those who use what
+//! this crate makes.
 //!
-//! The main object is an [`App`](model::App): components, triggers and
-//! variables. Beside it stand the small languages that a manifest is made of,
-//! each with its own module since they are used again at run time: routes,
-//! allowed hosts and templates.
+//! # The life of an app
+//!
+//! 1. The text is parsed as TOML (`load`). If it is not TOML, that is all
+//!    there is to say.
+//! 2. Its tables become structs (`raw` for version 2, `v1` for version 1). The
+//!    structs are declared once, and the declaration is at the same time the
+//!    type, the decoder that goes on after a fault (`decode`), and the JSON
+//!    schema ([`manifest_schema`]). Version 1 is then said again in the words
+//!    of version 2, with its own places in the text.
+//! 3. Names, references and grammars are checked, profiles applied and
+//!    defaults filled in (`check`). What comes out is an [`App`], in which
+//!    every id leads somewhere and every template and route has been parsed.
+//! 4. The command line reports the [`Diagnostics`], the triggers build a
+//!    [`RouteTable`](route::RouteTable) of the routes, and the capabilities
+//!    fill in the templates: component variables, Redis channels, and
+//!    [`AllowedHosts`](allowed_hosts::AllowedHosts).
+//! 5. Only [`App::components_for`] the trigger types that run are loaded.
+//!
+//! An `App` never changes. Another text, profile or version is another `App`.
+//!
+//! # Languages
+//!
+//! A manifest is made of small languages that are used again at run time, for
+//! each request. Each has its own module, with its grammar at the top:
+//! [`route`], [`allowed_hosts`], [`template`], and the names in [`id`].
+//!
+//! # Limits
+//!
+//! A text has at most [`MAX_TEXT_BYTES`], which bounds all that is in it; what
+//! a request has to walk through has narrower limits of its own. No text makes
+//! this crate panic: `fuzz/` looks for one that does.
 
 #![forbid(unsafe_code)]
 

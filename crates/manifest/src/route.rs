@@ -18,7 +18,9 @@
 //! beats the end wildcard; see [`RoutePattern::cmp_specificity`].
 //!
 //! A [`RouteTable`] holds the patterns of an app. A path that one pattern
-//! spells out is found by one hash look-up and allocates nothing.
+//! spells out is found by one hash look-up. Otherwise the patterns that begin
+//! with the same segment are tried, then those that begin with a name. Nothing
+//! is allocated unless a pattern with names in it is tried.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -105,8 +107,12 @@ pub struct RouteTable<T> {
     /// Patterns without names and wildcards, by their path without slashes
     /// around it.
     exact: HashMap<Box<str>, usize>,
-    /// All others, most specific first.
-    patterns: Vec<usize>,
+    /// The others that begin with a segment of text, by that segment, most
+    /// specific first.
+    by_first_segment: HashMap<Box<str>, Vec<usize>>,
+    /// The rest, most specific first. A pattern that begins with text is more
+    /// specific than any of them.
+    rest: Vec<usize>,
 }
 
 /// A route that can never match, since a later one has the same pattern.
@@ -427,7 +433,17 @@ impl<T> RouteTable<T> {
             // manifest always makes the same table.
             left_pattern.cmp_specificity(right_pattern).then(left.cmp(&right))
         });
-        (Self { entries, exact, patterns }, shadowed)
+        let mut by_first_segment: HashMap<Box<str>, Vec<usize>> = HashMap::new();
+        let mut rest = Vec::new();
+        for position in patterns {
+            match entries[position].0.segments.first() {
+                Some(Segment::Text(text)) => {
+                    by_first_segment.entry((&**text).into()).or_default().push(position);
+                }
+                Some(Segment::Mixed(_) | Segment::Name(_)) | None => rest.push(position),
+            }
+        }
+        (Self { entries, exact, by_first_segment, rest }, shadowed)
     }
 
     /// The most specific route that matches a path, which starts with `/` and
@@ -436,11 +452,14 @@ impl<T> RouteTable<T> {
         if !path.starts_with('/') {
             return None;
         }
-        if let Some(&position) = self.exact.get(path.trim_matches('/')) {
+        let trimmed = path.trim_matches('/');
+        if let Some(&position) = self.exact.get(trimmed) {
             let (pattern, value) = &self.entries[position];
             return Some((pattern, value, RouteMatch::default()));
         }
-        self.patterns.iter().find_map(|&position| {
+        let first_segment = trimmed.split('/').next().unwrap_or_default();
+        let begin_alike = self.by_first_segment.get(first_segment).map_or(&[][..], Vec::as_slice);
+        begin_alike.iter().chain(&self.rest).find_map(|&position| {
             let (pattern, value) = &self.entries[position];
             Some((pattern, value, pattern.matches(path)?))
         })

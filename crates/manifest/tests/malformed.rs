@@ -61,6 +61,8 @@ fn every_code_has_an_example_and_is_documented() {
     seen.extend(all.iter().flat_map(Diagnostics::iter).map(|problem| problem.code()));
     let missing_file = App::read(Path::new("does/not/exist.toml"), None).unwrap_err();
     seen.extend(missing_file.iter().map(|problem| problem.code()));
+    let too_many = App::parse(Path::new("spin.toml"), &too_many_components(), None).unwrap_err();
+    seen.extend(too_many.iter().map(|problem| problem.code()));
     let expected: Vec<String> = (101..=124).map(|number| format!("WISP-E0{number}")).collect();
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected);
 
@@ -69,6 +71,27 @@ fn every_code_has_an_example_and_is_documented() {
     for code in expected {
         assert!(docs.contains(&format!("### {code}:")), "{code} is not in docs/errors.md");
     }
+}
+
+fn too_many_components() -> String {
+    let mut text = "spin_manifest_version = 2\n\n[application]\nname = \"shop\"\n".to_owned();
+    for number in 0..=wisp_manifest::MAX_COMPONENTS_COUNT {
+        text.push_str(&format!("[component.c{number}]\nsource = \"a.wasm\"\n"));
+    }
+    text
+}
+
+#[test]
+fn limits() {
+    let problems = App::parse(Path::new("spin.toml"), &too_many_components(), None).unwrap_err();
+    insta::assert_snapshot!(problems.render(false, WIDTH_COLUMNS), @r"
+    error[WISP-E0122]: components: 1025 are more than the limit of 1024
+     --> spin.toml:1:1
+      |
+    1 | spin_manifest_version = 2
+      | ^
+    hint: split the app into several
+    ");
 }
 
 #[test]
