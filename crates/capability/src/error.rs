@@ -23,6 +23,80 @@ use std::sync::Arc;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    // E030x: key-value.
+    /// A component lists a key-value store that nothing defines.
+    #[error("no key-value store is configured for label `{label}`")]
+    KeyValueStoreUnknown {
+        /// The label.
+        label: String,
+        /// The labels that are configured.
+        known: Vec<String>,
+    },
+    /// A key-value store is configured with a backend that this version lacks.
+    #[error("key-value store `{label}` has the type `{backend}`, which this version cannot use")]
+    KeyValueBackendUnsupported {
+        /// The label.
+        label: String,
+        /// The `type` of the runtime configuration.
+        backend: String,
+    },
+    /// The file of a key-value store cannot be used.
+    #[error("cannot open key-value store `{label}` in `{}`: {cause}", path.display())]
+    KeyValueOpen {
+        /// The label.
+        label: String,
+        /// The database file.
+        path: PathBuf,
+        /// What the operating system or SQLite said.
+        cause: String,
+    },
+    /// A key cannot be set from the command line.
+    #[error("cannot set key `{key}` in key-value store `{label}`: {cause}")]
+    KeyValueSet {
+        /// The label.
+        label: String,
+        /// The key.
+        key: String,
+        /// What the store said.
+        cause: String,
+    },
+
+    // E031x: sqlite.
+    /// A component lists an SQLite database that nothing defines.
+    #[error("no SQLite database is configured for label `{label}`")]
+    SqliteDatabaseUnknown {
+        /// The label.
+        label: String,
+        /// The labels that are configured.
+        known: Vec<String>,
+    },
+    /// An SQLite database is configured with a backend that this version lacks.
+    #[error("SQLite database `{label}` has the type `{backend}`, which this version cannot use")]
+    SqliteBackendUnsupported {
+        /// The label.
+        label: String,
+        /// The `type` of the runtime configuration.
+        backend: String,
+    },
+    /// The file of an SQLite database cannot be used.
+    #[error("cannot open SQLite database `{label}` in `{}`: {cause}", path.display())]
+    SqliteOpen {
+        /// The label.
+        label: String,
+        /// The database file.
+        path: PathBuf,
+        /// What the operating system or SQLite said.
+        cause: String,
+    },
+    /// SQL statements from the command line failed.
+    #[error("cannot execute SQL statements in SQLite database `{label}`: {cause}")]
+    SqliteExecute {
+        /// The label.
+        label: String,
+        /// What SQLite said.
+        cause: String,
+    },
+
     // E033x: which destinations may be reached.
     /// A destination is not on the component's allow-list.
     #[error("component `{component}` may not reach `{destination}`: not in its `allowed_outbound_hosts`")]
@@ -236,6 +310,14 @@ impl Error {
     /// The stable code, such as `WISP-E0330`.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::KeyValueStoreUnknown { .. } => "WISP-E0300",
+            Self::KeyValueBackendUnsupported { .. } => "WISP-E0301",
+            Self::KeyValueOpen { .. } => "WISP-E0302",
+            Self::KeyValueSet { .. } => "WISP-E0303",
+            Self::SqliteDatabaseUnknown { .. } => "WISP-E0310",
+            Self::SqliteBackendUnsupported { .. } => "WISP-E0311",
+            Self::SqliteOpen { .. } => "WISP-E0312",
+            Self::SqliteExecute { .. } => "WISP-E0313",
             Self::DestinationNotAllowed { .. } => "WISP-E0330",
             Self::NetworkBlocked { .. } => "WISP-E0331",
             Self::ConnectionLimit { .. } => "WISP-E0332",
@@ -265,6 +347,28 @@ impl Error {
     /// What the reader can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::KeyValueStoreUnknown { label, known } => Some(format!(
+                "add [key_value_store.{label}] to the runtime configuration, or use one of {}",
+                list_labels(known)
+            )),
+            Self::SqliteDatabaseUnknown { label, known } => Some(format!(
+                "add [sqlite_database.{label}] to the runtime configuration, or use one of {}",
+                list_labels(known)
+            )),
+            Self::KeyValueBackendUnsupported { .. } => Some(
+                "use `type = \"spin\"`; `redis`, `azure_cosmos` and `aws_dynamo` come in a later version"
+                    .into(),
+            ),
+            Self::SqliteBackendUnsupported { .. } => {
+                Some("use `type = \"spin\"`; `libsql` comes in a later version".into())
+            }
+            Self::KeyValueOpen { .. } | Self::SqliteOpen { .. } => Some(
+                "check that the file is an SQLite database and that it and its directory can be written, or \
+                 choose another directory with `--state-dir`"
+                    .into(),
+            ),
+            Self::KeyValueSet { .. } => None,
+            Self::SqliteExecute { .. } => Some("correct the statements given with `--sqlite`".into()),
             Self::DestinationNotAllowed { component, entry, .. } => {
                 Some(format!("add \"{entry}\" to `allowed_outbound_hosts` of component `{component}`"))
             }
@@ -347,4 +451,9 @@ fn declared_where(component: Option<&str>) -> String {
         None => "by the app".into(),
         Some(component) => format!("for component `{component}`"),
     }
+}
+
+/// Labels for a hint, each in backticks.
+fn list_labels(labels: &[String]) -> String {
+    labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ")
 }

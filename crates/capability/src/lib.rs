@@ -16,6 +16,7 @@ mod host;
 pub mod key_value;
 pub mod outbound;
 pub mod outbound_http;
+mod pages;
 pub mod sqlite;
 #[cfg(test)]
 mod testing;

@@ -33,8 +33,14 @@ async fn a_component_that_imports_everything_starts() {
         (Flavor::Plain, "variables"),
         (Flavor::Concurrent, "variables-concurrent"),
         (Flavor::Plain, "outbound-http"),
+        (Flavor::Plain, "key-value"),
+        (Flavor::Concurrent, "key-value-concurrent"),
+        (Flavor::Plain, "sqlite"),
+        (Flavor::Concurrent, "sqlite-concurrent"),
         (Flavor::Plain, "unavailable"),
         (Flavor::Concurrent, "unavailable-concurrent"),
+        (Flavor::Plain, "plain"),
+        (Flavor::Concurrent, "concurrent"),
     ] {
         let linker = linker(flavor);
         for merges_versions in [false, true] {
