@@ -1,2 +1,49 @@
-//! Placeholder.
-fn main() {}
+//! The `wisp` command.
+//!
+//! This crate reads arguments, calls the crate that does the work, and prints
+//! what came of it: data on standard output, words for people on standard error.
+//! It holds no logic of its own. One file per command in `commands/`.
+//!
+//! Exit codes: 0 done, 1 failed, 2 used wrongly.
+#![forbid(unsafe_code)]
+
+mod commands;
+mod error;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Serverless WebAssembly: run Spin applications on a laptop and in a cloud.
+#[derive(Parser)]
+#[command(name = "wisp", version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve an app on this machine.
+    #[command(visible_alias = "u")]
+    Up(Box<commands::up::Up>),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(error) = wisp_telemetry::init(wisp_telemetry::Format::Text) {
+        output::print_error(&error::Error::Telemetry(error));
+        return ExitCode::from(2);
+    }
+    let result = match arguments.command {
+        Command::Up(up) => up.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

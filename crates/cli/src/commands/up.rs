@@ -1,0 +1,538 @@
+//! `wisp up`: serve an app on this machine.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use wisp_capability::{variables, wasi::logs::Follow};
+use wisp_engine::EngineConfig;
+use wisp_manifest::{
+    App, Checked, Diagnostics, RuntimeConfig,
+    model::Reuse,
+    runtime_config::Directory,
+};
+use wisp_node::{AppSettings, Node, NodeSettings};
+use wisp_trigger::http::{AdmissionLimits, HttpApp, Server, ServerConfig, TlsFiles};
+
+use crate::{error::Error, output};
+
+/// Where an app's stores and logs lie, below its folder.
+const STATE_DIR_NAME: &str = ".spin";
+
+/// Idle instances may fill slots of the pool beside running requests; this many
+/// more slots than requests keep one from starving the other.
+const SPARE_INSTANCES_COUNT: u32 = 128;
+
+/// Serve an app on this machine.
+///
+/// Reads `spin.toml`, compiles the app's components (once: the result is kept)
+/// and answers HTTP requests until it is interrupted.
+#[derive(Args)]
+pub(crate) struct Up {
+    /// The app: a `spin.toml`, a folder with one, or a `.wasm` file.
+    #[arg(short = 'f', long, value_name = "PATH", default_value = ".", alias = "from-file")]
+    from: PathBuf,
+
+    /// Read the components with this profile of the manifest.
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+
+    /// Serve only these components.
+    #[arg(short, long, value_name = "ID")]
+    component_id: Vec<String>,
+
+    #[command(flatten)]
+    http: HttpFlags,
+
+    #[command(flatten)]
+    app: AppFlags,
+
+    #[command(flatten)]
+    state: StateFlags,
+
+    #[command(flatten)]
+    logs: LogFlags,
+
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "HTTP")]
+struct HttpFlags {
+    /// Address and port to listen on; port 0 is any free one.
+    #[arg(long, value_name = "ADDRESS", env = "SPIN_HTTP_LISTEN_ADDR", default_value = "127.0.0.1:3000")]
+    listen: String,
+
+    /// If the port is taken, use the first free one of the nine after it.
+    #[arg(long)]
+    find_free_port: bool,
+
+    /// Serve HTTPS with this certificate chain (PEM).
+    #[arg(long, value_name = "FILE", env = "SPIN_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", env = "SPIN_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// How the address and the routes are printed.
+    #[arg(long, value_name = "FORMAT", default_value = "plain")]
+    format: Format,
+
+    /// Largest request line and header block in HTTP/1.1, in bytes (at least 8192).
+    #[arg(
+        long, value_name = "BYTES", env = "SPIN_HTTP1_MAX_BUF_SIZE", default_value_t = 65_536,
+        value_parser = clap::value_parser!(u32).range(8192..)
+    )]
+    http1_max_buf_size: u32,
+
+    /// Largest request body, in bytes; longer ones get 413.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
+    max_request_body: u64,
+
+    /// End a request that takes longer, such as `30s` or `500ms` [default: no limit].
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    request_timeout: Option<Duration>,
+
+    /// How long running requests may go on after SIGTERM or Ctrl-C.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    grace_period: Duration,
+
+    /// Connections open at once; more wait.
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+
+    /// Requests that run at once; more wait, then get 503 with `Retry-After`.
+    #[arg(
+        long, value_name = "COUNT", env = "SPIN_MAX_INSTANCE_COUNT", default_value_t = 1_000,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    max_instances: u32,
+
+    /// Requests that wait for an instance; more get 503 at once.
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000)]
+    max_waiting_requests: u32,
+
+    /// How long a request waits for an instance before it gets 503.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
+    max_wait: Duration,
+
+    /// Let an instance serve this many requests, one after the other, also where a component did not ask for
+    /// it [default: a fresh instance for each request].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    max_instance_reuse_count: Option<u32>,
+
+    /// Drop a reusable instance after this time without a request.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "max_instance_reuse_count")]
+    idle_instance_timeout: Option<Duration>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "App")]
+struct AppFlags {
+    /// Set an environment variable for all components.
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    env: Vec<(String, String)>,
+
+    /// Set a variable of the app: `name=value`, `name=@file`, or a whole `@file.json` or `@file.toml`.
+    #[arg(long, value_name = "NAME=VALUE")]
+    variable: Vec<String>,
+
+    /// Mount folders of components where they lie instead of placing copies.
+    #[arg(long)]
+    direct_mounts: bool,
+
+    /// Let components change the files that they see.
+    #[arg(long)]
+    allow_transient_write: bool,
+
+    /// Place files of components in this folder [default: a temporary one].
+    #[arg(long, value_name = "DIR")]
+    temp: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "State")]
+struct StateFlags {
+    /// Where stores and databases lie; "" keeps them in memory [default: `.spin` beside the manifest].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<String>,
+
+    /// Backends, providers and limits (TOML).
+    #[arg(long, value_name = "FILE", env = "RUNTIME_CONFIG_FILE")]
+    runtime_config_file: Option<PathBuf>,
+
+    /// Set a key of the default key-value store before serving.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    key_value: Vec<(String, String)>,
+
+    /// Run statements in the default database before serving; `@file` reads a file.
+    #[arg(long, value_name = "SQL|@FILE")]
+    sqlite: Vec<String>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Logs")]
+struct LogFlags {
+    /// Where the output of components is kept; "" keeps none [default: `logs` in the state folder].
+    #[arg(short = 'L', long, value_name = "DIR", env = "SPIN_LOG_DIR")]
+    log_dir: Option<String>,
+
+    /// Begin log files anew.
+    #[arg(long)]
+    truncate_logs: bool,
+
+    /// Show the output of these components only.
+    #[arg(long, value_name = "ID")]
+    follow: Vec<String>,
+
+    /// Show no output of components.
+    #[arg(short, long, conflicts_with = "follow")]
+    quiet: bool,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Engine")]
+struct EngineFlags {
+    /// Largest memory of an instance, in bytes [default: 4 GiB].
+    #[arg(long, value_name = "BYTES", env = "SPIN_MAX_INSTANCE_MEMORY")]
+    max_instance_memory: Option<u64>,
+
+    /// Where compiled components are kept [default: `wisp` in the user's cache folder].
+    #[arg(long, value_name = "DIR", env = "WISP_CACHE_DIR", conflicts_with = "disable_cache")]
+    cache_dir: Option<PathBuf>,
+
+    /// Compile at every start.
+    #[arg(long)]
+    disable_cache: bool,
+
+    /// Allocate each instance on its own instead of from a pool; slower.
+    #[arg(long)]
+    disable_pooling: bool,
+
+    /// Emit debug information for native debuggers.
+    #[arg(long)]
+    debug_info: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Plain,
+    Json,
+}
+
+impl Up {
+    pub(crate) fn run(&self) -> Result<(), Error> {
+        let app = self.app()?;
+        let runtime_config = self.runtime_config()?;
+        let server = Server::bind(self.server_config()?)?;
+        wisp_node::raise_descriptor_limit();
+
+        let usual_state_dir = || Some(app.directory.join(STATE_DIR_NAME));
+        let state_dir =
+            directory(self.state.state_dir.as_deref(), &runtime_config.state_directory, usual_state_dir);
+        let usual_log_dir = || state_dir.as_ref().map(|state| state.join("logs"));
+        let log_dir = directory(self.logs.log_dir.as_deref(), &runtime_config.log_directory, usual_log_dir);
+        let settings = self.app_settings(&app, runtime_config.max_instance_memory_bytes)?;
+        let node = Node::start(NodeSettings {
+            engine: EngineConfig {
+                max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
+                pooling: !self.engine.disable_pooling,
+                debug_info: self.engine.debug_info,
+            },
+            image_dir: (!self.engine.disable_cache).then(|| self.image_dir()),
+            runtime_config,
+            state_dir,
+            log_dir,
+            truncate_logs: self.logs.truncate_logs,
+            follow: self.follow(),
+            admission: AdmissionLimits {
+                max_running_count: self.http.max_instances as usize,
+                max_waiting_count: self.http.max_waiting_requests as usize,
+                max_wait: self.http.max_wait,
+            },
+        })
+        .map_err(|error| Error::Load(error.into()))?;
+
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+        let loaded = runtime.block_on(node.load(&app, &settings)).map_err(Error::Load)?;
+        drop(runtime);
+        self.announce(&server, &loaded.http);
+        let result = server.run(loaded.http.clone(), stop_signal());
+        node.flush_logs();
+        Ok(result?)
+    }
+}
+
+impl Up {
+    /// Reads the manifest, or makes one for a bare component.
+    fn app(&self) -> Result<App, Error> {
+        let is_component = self.from.is_file()
+            && self.from.extension().is_some_and(|extension| extension == "wasm" || extension == "wat");
+        if is_component {
+            return Ok(App::for_component_file(&self.from));
+        }
+        unwrap_checked(App::read(&self.from, self.profile.as_deref()))
+    }
+
+    fn runtime_config(&self) -> Result<RuntimeConfig, Error> {
+        match &self.state.runtime_config_file {
+            None => Ok(RuntimeConfig::default()),
+            Some(path) => unwrap_checked(RuntimeConfig::read(path)),
+        }
+    }
+
+    fn server_config(&self) -> Result<ServerConfig, Error> {
+        let http = &self.http;
+        let mut config = ServerConfig::new(parse_listen(&http.listen)?);
+        config.find_free_port = http.find_free_port;
+        config.tls = match (&http.tls_cert, &http.tls_key) {
+            (Some(certificate), Some(key)) => {
+                Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
+            }
+            _ => None,
+        };
+        config.max_connections_count = http.max_connections as usize;
+        config.max_header_bytes = http.http1_max_buf_size as usize;
+        config.max_body_bytes = http.max_request_body;
+        config.grace_period = http.grace_period;
+        Ok(config)
+    }
+
+    fn app_settings(&self, app: &App, configured_memory_bytes: Option<u64>) -> Result<AppSettings, Error> {
+        let here = Path::new(".");
+        let mut settings = AppSettings {
+            environment: self.app.env.clone(),
+            only_components: self.component_id.clone(),
+            files_dir: self.app.temp.clone(),
+            direct_mounts: self.app.direct_mounts,
+            may_write_files: self.app.allow_transient_write,
+            max_memory_bytes: self.engine.max_instance_memory.or(configured_memory_bytes),
+            request_timeout: self.http.request_timeout,
+            reuse: self.http.max_instance_reuse_count.map(|max_requests| Reuse {
+                max_requests,
+                idle_timeout: self.http.idle_instance_timeout.unwrap_or(Reuse::DEFAULT_IDLE_TIMEOUT),
+            }),
+            ..AppSettings::default()
+        };
+        for argument in &self.app.variable {
+            settings.variables.extend(variables::parse_flag(argument, here)?);
+        }
+        for (key, value) in &self.state.key_value {
+            settings.key_values.push(("default".into(), key.clone(), value.clone().into_bytes()));
+        }
+        for argument in &self.state.sqlite {
+            settings.sql_statements.push(sql_statements(argument, &app.directory)?);
+        }
+        Ok(settings)
+    }
+
+    fn follow(&self) -> Follow {
+        if self.logs.quiet {
+            Follow::None
+        } else if self.logs.follow.is_empty() {
+            Follow::All
+        } else {
+            Follow::Some(self.logs.follow.iter().cloned().collect())
+        }
+    }
+
+    fn image_dir(&self) -> PathBuf {
+        match &self.engine.cache_dir {
+            Some(folder) => folder.clone(),
+            None => user_cache_dir().join("wisp"),
+        }
+        .join("images")
+    }
+
+    /// Says where the app is and what it answers. Scripts read this: its form is
+    /// Spin's.
+    fn announce(&self, server: &Server, app: &HttpApp) {
+        let base = format!("{}://{}", server.scheme(), server.address());
+        let routes = app.routes().map(|(pattern, component)| {
+            let url = format!("{base}{}", pattern.prefix());
+            (component, pattern, url)
+        });
+        match self.http.format {
+            Format::Plain => {
+                let mut text = format!("Serving {base}\nAvailable Routes:\n");
+                for (component, pattern, url) in routes {
+                    let wildcard = if pattern.has_wildcard() { " (wildcard)" } else { "" };
+                    text.push_str(&format!("  {component}: {url}{wildcard}\n"));
+                }
+                output::data(&text);
+            }
+            Format::Json => {
+                let routes: Vec<_> = routes
+                    .map(|(component, pattern, url)| {
+                        serde_json::json!({
+                            "component": component,
+                            "route": pattern.as_str(),
+                            "url": url,
+                            "wildcard": pattern.has_wildcard(),
+                        })
+                    })
+                    .collect();
+                let report = serde_json::json!({ "app": app.name(), "url": base, "routes": routes });
+                output::data(&format!("{report}\n"));
+            }
+        }
+    }
+}
+
+/// Resolves at SIGTERM or Ctrl-C. A second one ends the process at once.
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be received: the server ends without grace");
+        return std::future::pending().await;
+    };
+    let mut next = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    next().await;
+    output::note("stopping; running requests may finish, a second signal ends them");
+    tokio::spawn(async move {
+        next().await;
+        std::process::exit(1);
+    });
+}
+
+/// Shows what is worth a warning and goes on with what was read.
+fn unwrap_checked<T>(checked: Result<Checked<T>, Diagnostics>) -> Result<T, Error> {
+    let Checked { value, warnings } = checked.map_err(|problems| Error::Diagnostics(Box::new(problems)))?;
+    if !warnings.is_empty() {
+        output::print_diagnostics(&warnings);
+    }
+    Ok(value)
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|cause| Error::Read { path: path.to_owned(), cause })
+}
+
+/// Where something is kept: the flag wins over the file, an empty one means nowhere.
+fn directory(
+    flag: Option<&str>,
+    configured: &Directory,
+    usual: impl FnOnce() -> Option<PathBuf>,
+) -> Option<PathBuf> {
+    match (flag, configured) {
+        (Some(""), _) | (None, Directory::None) => None,
+        (Some(flag), _) => Some(flag.into()),
+        (None, Directory::Path(path)) => Some(path.clone()),
+        (None, Directory::Usual) => usual(),
+    }
+}
+
+/// `--sqlite [LABEL:]SQL` or `[LABEL:]@FILE`.
+fn sql_statements(argument: &str, app_dir: &Path) -> Result<(String, String), Error> {
+    let (label, statements) = match argument.split_once(':') {
+        Some((label, rest)) if wisp_manifest::id::Label::new(label).is_ok() => (label, rest),
+        _ => ("default", argument),
+    };
+    let statements = match statements.strip_prefix('@') {
+        None => statements.to_owned(),
+        Some(file) => {
+            let path = Path::new(file);
+            // As Spin does: where the command was called, then beside the manifest.
+            let path = if path.exists() { path.to_owned() } else { app_dir.join(path) };
+            read(&path)?
+        }
+    };
+    Ok((label.to_owned(), statements))
+}
+
+/// An address with a port. Names are looked up; IPv4 is preferred, since that is
+/// what people mean by `localhost`.
+fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
+    let wrong = |message: String| Error::Flag {
+        flag: "--listen",
+        value: text.to_owned(),
+        message,
+        hint: "name an address and a port, such as `127.0.0.1:3000`, `localhost:8080` or `[::1]:0`",
+    };
+    let mut found: Vec<SocketAddr> =
+        text.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.collect();
+    found.sort_by_key(|address| match address.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => 0,
+        IpAddr::V4(_) => 1,
+        IpAddr::V6(_) => 2,
+    });
+    found.into_iter().next().ok_or_else(|| wrong("the name has no address".into()))
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".into()),
+    }
+}
+
+/// `10s`, `500ms`, `20us`, `5ns`; a bare number is seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits_end);
+    let number: u64 = number.parse().map_err(|_| "expected a number with a unit, such as `30s`".to_owned())?;
+    match unit.trim() {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "us" => Ok(Duration::from_micros(number)),
+        "ns" => Ok(Duration::from_nanos(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        other => Err(format!("unknown unit `{other}`; use m, s, ms, us or ns")),
+    }
+}
+
+/// The user's cache folder, or a temporary one for users without a home.
+fn user_cache_dir() -> PathBuf {
+    let from = |variable: &str| {
+        std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+    };
+    from("XDG_CACHE_HOME")
+        .or_else(|| from("HOME").map(|home| home.join(".cache")))
+        .unwrap_or_else(|| std::env::temp_dir().join("wisp-cache"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_duration("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
+        assert!(parse_duration("s").is_err());
+        assert!(parse_duration("5 fortnights").is_err());
+        assert!(parse_duration("-1s").is_err());
+    }
+
+    #[test]
+    fn localhost_is_ipv4() {
+        assert_eq!(parse_listen("localhost:80").unwrap(), "127.0.0.1:80".parse().unwrap());
+        assert_eq!(parse_listen("[::1]:0").unwrap(), "[::1]:0".parse().unwrap());
+        assert!(parse_listen("localhost").is_err());
+    }
+
+    #[test]
+    fn statements_may_name_a_database() {
+        let here = Path::new(".");
+        assert_eq!(sql_statements("SELECT 1", here).unwrap(), ("default".into(), "SELECT 1".into()));
+        assert_eq!(sql_statements("stats:SELECT 1", here).unwrap(), ("stats".into(), "SELECT 1".into()));
+        assert!(sql_statements("@no-such-file.sql", here).is_err());
+    }
+}
