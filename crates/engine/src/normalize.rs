@@ -210,6 +210,8 @@ fn is_concurrent_builtin(function: &wasmparser::CanonicalFunction) -> bool {
 /// The outermost component's payloads with the bytes of each: its sections, and
 /// nested modules and components as a whole.
 fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload<'_>, &[u8]), Error>> {
+    // The parser counts what is nested as read already; its bytes are passed over
+    // here.
     let mut parser = Parser::new(0);
     let mut rest = component;
     let mut consumed_bytes = 0;
@@ -237,9 +239,6 @@ fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload<'_>, &[u8]
             }
             _ => 0,
         };
-        if nested_bytes > 0 {
-            parser.skip_section();
-        }
         finished = matches!(payload, Payload::End(_));
         let Some(bytes) = rest.get(..header_bytes + nested_bytes) else {
             finished = true;
