@@ -125,6 +125,9 @@ impl EngineConfig {
         // only where a guest carries DWARF, and only when it traps.
         config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
         config.debug_info(self.debug_info);
+        // Checks the compiler against itself; on by default in debug builds, where
+        // it doubles the time that a Python guest takes.
+        config.cranelift_debug_verifier(false);
         if self.pooling {
             config.allocation_strategy(self.pool());
         }

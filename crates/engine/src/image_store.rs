@@ -169,3 +169,86 @@ impl Hasher for StableHasher {
         u64::from_le_bytes(first)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::EngineConfig;
+
+    struct Fixture {
+        _folder: tempfile::TempDir,
+        store: ImageStore,
+        engine: Engine,
+        digest: Digest,
+        path: PathBuf,
+    }
+
+    /// A store with one sound image in it.
+    fn fixture() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(folder.path().join("images")).unwrap();
+        let config = EngineConfig { pooling: false, ..EngineConfig::default() };
+        let engine = config.engine(Flavor::Plain).unwrap();
+        let source = wat::parse_str("(component)").unwrap();
+        let digest = Digest::of(&source);
+        let image = engine.precompile_component(&source).unwrap();
+        store.insert(&digest, &engine, Flavor::Plain, &image).unwrap();
+        let path = store.path(&digest, &engine, Flavor::Plain);
+        Fixture { _folder: folder, store, engine, digest, path }
+    }
+
+    impl Fixture {
+        fn loads(&self) -> bool {
+            self.store.load(&self.digest, &self.engine, Flavor::Plain).is_some()
+        }
+    }
+
+    #[test]
+    fn a_sound_image_loads() {
+        assert!(fixture().loads());
+    }
+
+    #[test]
+    fn an_absent_image_does_not() {
+        let fixture = fixture();
+        fs::remove_file(&fixture.path).unwrap();
+        assert!(!fixture.loads());
+    }
+
+    #[test]
+    fn no_altered_byte_goes_unnoticed() {
+        let fixture = fixture();
+        let sound = fs::read(&fixture.path).unwrap();
+        // Every 97th byte, and all of the trailer.
+        let positions = (0..sound.len()).step_by(97).chain(sound.len() - TRAILER_BYTES..sound.len());
+        for position in positions {
+            let mut altered = sound.clone();
+            altered[position] ^= 1;
+            fs::write(&fixture.path, altered).unwrap();
+            assert!(!fixture.loads(), "byte {position} altered");
+        }
+    }
+
+    #[test]
+    fn no_truncation_goes_unnoticed() {
+        let fixture = fixture();
+        let sound = fs::read(&fixture.path).unwrap();
+        for length in [0, 1, TRAILER_BYTES - 1, TRAILER_BYTES, sound.len() / 2, sound.len() - 1] {
+            fs::write(&fixture.path, &sound[..length]).unwrap();
+            assert!(!fixture.loads(), "cut to {length} bytes");
+        }
+    }
+
+    #[test]
+    fn an_image_of_another_engine_is_not_loaded() {
+        let fixture = fixture();
+        let other = EngineConfig { pooling: false, debug_info: true, ..EngineConfig::default() };
+        let other = other.engine(Flavor::Plain).unwrap();
+        assert!(fixture.store.load(&fixture.digest, &other, Flavor::Plain).is_none());
+        // Also when somebody renames it to what that engine looks for.
+        fs::copy(&fixture.path, fixture.store.path(&fixture.digest, &other, Flavor::Plain)).unwrap();
+        assert!(fixture.store.load(&fixture.digest, &other, Flavor::Plain).is_none());
+    }
+}

@@ -316,3 +316,127 @@ fn free_version(interface: &str, taken: &mut HashSet<String>) -> String {
 fn append(output: &mut Vec<u8>, section: &impl wasm_encoder::ComponentSection) {
     section.append_to_component(output);
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    fn component(text: &str) -> Vec<u8> {
+        wat::parse_str(text).unwrap()
+    }
+
+    fn names_after(text: &str) -> (Vec<String>, Flavor) {
+        let source = component(text);
+        let normalized = normalize(&source).unwrap();
+        wasmparser::Validator::new_with_features(wasmparser::WasmFeatures::all())
+            .validate_all(&normalized.component)
+            .unwrap();
+        let names = Names::of(&normalized.component).unwrap();
+        let mut all: Vec<String> = names.all().cloned().collect();
+        all.sort();
+        (all, normalized.flavor)
+    }
+
+    #[test]
+    fn a_component_without_concurrency_stays_as_it_is() {
+        let source = component(r#"(component (import "wasi:random/random@0.2.3" (instance)))"#);
+        let normalized = normalize(&source).unwrap();
+        assert!(matches!(normalized.component, Cow::Borrowed(_)));
+        assert_eq!(normalized.flavor, Flavor::Plain);
+    }
+
+    #[test]
+    fn asynchronous_types_need_concurrency() {
+        let (_, flavor) = names_after(r#"(component (import "a:b/c@1.0.0" (instance (type (stream u8)))))"#);
+        assert_eq!(flavor, Flavor::Concurrent);
+        let (_, flavor) =
+            names_after(r#"(component (import "a:b/c@1.0.0" (instance (export "f" (func async)))))"#);
+        assert_eq!(flavor, Flavor::Concurrent);
+    }
+
+    #[test]
+    fn interfaces_of_wasi_0_3_need_concurrency() {
+        let (_, flavor) = names_after(r#"(component (import "wasi:random/random@0.3.0" (instance)))"#);
+        assert_eq!(flavor, Flavor::Concurrent);
+    }
+
+    #[test]
+    fn the_release_candidate_becomes_the_final_version() {
+        let (names, flavor) = names_after(
+            r#"(component
+                (import "wasi:random/random@0.3.0-rc-2026-03-15" (instance $i))
+                (core module $m)
+                (export "wasi:http/handler@0.3.0-rc-2026-03-15" (instance $i)))"#,
+        );
+        assert_eq!(names, ["wasi:http/handler@0.3.0", "wasi:random/random@0.3.0"]);
+        assert_eq!(flavor, Flavor::Concurrent);
+    }
+
+    #[test]
+    fn both_versions_side_by_side_get_names_of_their_own() {
+        let (names, _) = names_after(
+            r#"(component
+                (import "wasi:random/random@0.3.0-rc-2026-03-15" (instance))
+                (import "wasi:random/random@0.3.0" (instance)))"#,
+        );
+        assert_eq!(names, ["wasi:random/random@0.3.0", "wasi:random/random@0.3.1"]);
+    }
+
+    #[test]
+    fn other_release_candidates_are_left_alone() {
+        let (names, _) = names_after(r#"(component (import "wasi:random/random@0.3.0-rc-2025-09-16" (instance)))"#);
+        assert_eq!(names, ["wasi:random/random@0.3.0-rc-2025-09-16"]);
+    }
+
+    #[test]
+    fn commands_and_libraries_become_components() {
+        let command = component(
+            r#"(module
+                (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
+                (memory (export "memory") 1)
+                (func (export "_start") i32.const 0 call 0))"#,
+        );
+        let names = Names::of(&normalize(&command).unwrap().component).unwrap();
+        assert!(names.exports.iter().any(|name| name.starts_with("wasi:cli/run@0.2")), "{:?}", names.exports);
+
+        let library = component(r#"(module (memory (export "memory") 1))"#);
+        assert!(normalize(&library).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_webassembly_is_said_to_be_so() {
+        for (bytes, words) in [
+            (&b""[..], "it is empty"),
+            (b"\x7fELF\x02", "native executable"),
+            (b"<!DOCTYPE html>", "HTML"),
+            (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+            (b"(module)", "text"),
+            (b"PK\x03\x04", "504b0304"),
+        ] {
+            let error = normalize(bytes).unwrap_err();
+            assert_eq!(error.code(), "WISP-E0201");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn truncated_and_garbled_input_is_an_error() {
+        let whole = component(
+            r#"(component
+                (import "wasi:random/random@0.3.0-rc-2026-03-15" (instance $i))
+                (core module $m (func))
+                (export "e" (instance $i)))"#,
+        );
+        for length in 8..whole.len() {
+            assert!(normalize(&whole[..length]).is_err(), "of {length} bytes");
+        }
+        for position in 4..whole.len() {
+            let mut garbled = whole.clone();
+            garbled[position] ^= 0xff;
+            // Some of these are valid; none may panic.
+            let _ = normalize(&garbled);
+        }
+    }
+}

@@ -191,11 +191,13 @@ impl HttpApp {
         connection: &Connection,
         limits: BodyLimits,
     ) -> http::Response<ResponseBody> {
+        // HTTP/2 has a goodbye of its own.
+        let may_close = request.version() < http::Version::HTTP_2;
         let mut response = match self.try_answer(request, connection, limits).await {
             Ok(response) => response,
             Err(bad) => bad_request(&bad),
         };
-        if self.is_draining.load(Ordering::Relaxed) && response.version() < http::Version::HTTP_2 {
+        if may_close && self.is_draining.load(Ordering::Relaxed) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
