@@ -441,3 +441,134 @@ fn shortened(address: &str) -> String {
         None => address.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "tests")]
+
+    use wisp_manifest::allowed_hosts::AllowedHost;
+
+    use super::*;
+
+    fn grant(allowed: &[&str], blocked: &[&str], limits: Limits) -> Grant {
+        let allowed = allowed.iter().map(|entry| AllowedHost::parse(entry).unwrap()).collect();
+        let blocked = BlockedNetworks::parse(blocked.iter().copied()).unwrap();
+        Grant::new("shop", AllowedHosts::new(allowed), blocked, limits)
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        let grant = grant(&["https://example.com"], &[], Limits::default());
+        grant.check_url("https://example.com/path", "https").unwrap();
+        let error = grant.check_url("https://other.example.com:443/", "https").unwrap_err();
+        assert_eq!(error.code(), "WISP-E0330");
+        assert_eq!(
+            error.to_string(),
+            "component `shop` may not reach `https://other.example.com:443`: not in its `allowed_outbound_hosts`"
+        );
+        assert_eq!(
+            error.hint().unwrap(),
+            "add \"https://other.example.com\" to `allowed_outbound_hosts` of component `shop`"
+        );
+        let error = grant.check_url("http://[::1]:8080", "https").unwrap_err();
+        assert!(error.hint().unwrap().contains("\"http://[::1]:8080\""), "{:?}", error.hint());
+    }
+
+    #[test]
+    fn addresses_of_databases_are_understood() {
+        for (address, default_scheme, expected) in [
+            ("redis://user:secret@Cache:6380/0", "redis", "redis://cache:6380"),
+            ("cache", "redis", "redis://cache:6379"),
+            ("postgresql://u:p@db/app?sslmode=disable", "postgres", "postgres://db:5432"),
+            ("mysql://db", "mysql", "mysql://db:3306"),
+            ("mqtt://[::1]", "mqtt", "mqtt://[::1]:1883"),
+        ] {
+            assert_eq!(
+                Destination::parse(address, default_scheme).unwrap().to_string(),
+                expected,
+                "{address}"
+            );
+        }
+        for address in ["redis://", "", "odd://host", "redis://host:99999"] {
+            assert!(Destination::parse(address, "redis").is_err(), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_a_guest_made_up_is_shown_without_secrets_and_cut() {
+        let grant = grant(&[], &[], Limits::default());
+        let address = format!("redis://user:secret@{}:99999", "é".repeat(1000));
+        let text = grant.check_url(&address, "redis").unwrap_err().to_string();
+        assert!(!text.contains("secret"), "{text}");
+        assert!(text.len() < 2 * SHOWN_ADDRESS_BYTES, "{}", text.len());
+    }
+
+    #[test]
+    fn blocked_networks_win_over_allowed_names() {
+        let grant = grant(&["*://*:*"], &["private"], Limits::default());
+        let destination = grant.check_url("http://example.com", "http").unwrap();
+        let public: SocketAddr = "93.184.216.34:80".parse().unwrap();
+        let private: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        assert_eq!(grant.filter(&destination, [private, public]).unwrap(), [public]);
+        let error = grant.filter(&destination, [private]).unwrap_err();
+        assert_eq!(error.code(), "WISP-E0331");
+        // IPv4 in IPv6 clothes.
+        let error = grant.check_address("tcp", "[::ffff:10.0.0.1]:80".parse().unwrap()).unwrap_err();
+        assert_eq!(error.code(), "WISP-E0331");
+    }
+
+    #[test]
+    fn addresses_are_checked_under_their_scheme() {
+        let grant = grant(&["tcp://127.0.0.0/8:5000..5002"], &[], Limits::default());
+        grant.check_address("tcp", "127.0.0.1:5001".parse().unwrap()).unwrap();
+        for (scheme, address) in
+            [("tcp", "127.0.0.1:5002"), ("udp", "127.0.0.1:5001"), ("tcp", "128.0.0.1:5001")]
+        {
+            assert!(grant.check_address(scheme, address.parse().unwrap()).is_err(), "{scheme} {address}");
+        }
+    }
+
+    #[test]
+    fn requests_within_the_app_need_permission() {
+        let to_self = grant(&["http://self"], &[], Limits::default());
+        to_self.check_local("http", None).unwrap();
+        assert!(to_self.check_local("https", None).is_err());
+        assert!(to_self.check_local("http", Some("cart")).is_err());
+        let chained = grant(&["http://cart.spin.internal"], &[], Limits::default());
+        chained.check_local("http", Some("cart")).unwrap();
+        let error = chained.check_local("http", Some("stock")).unwrap_err();
+        assert!(error.hint().unwrap().contains("\"http://stock.spin.internal\""));
+        assert!(chained.check_local("http", None).is_err());
+    }
+
+    #[test]
+    fn permits_are_bounded_and_come_back() {
+        let grant = grant(&[], &[], Limits::new(Some(2), None));
+        let family = Limit::new("max_connections", 1);
+        let first = grant.permit(Some(&family)).unwrap();
+        let error = grant.permit(Some(&family)).unwrap_err();
+        assert!(error.to_string().contains("`max_connections` = 1"), "{error}");
+        let second = grant.permit(None).unwrap();
+        let error = grant.permit(None).unwrap_err();
+        assert!(error.to_string().contains("`max_total_connections` = 2"), "{error}");
+        drop((first, second));
+        let _third = grant.permit(Some(&family)).unwrap();
+    }
+
+    #[test]
+    fn refusals_are_logged_once_and_not_without_end() {
+        let logged = Logged::default();
+        let refusal = |number: usize| Error::DestinationNotAllowed {
+            component: "shop".into(),
+            destination: format!("http://host-{number}:80"),
+            entry: String::new(),
+        };
+        assert!(matches!(logged.note(&refusal(1)), Noted::New));
+        assert!(matches!(logged.note(&refusal(1)), Noted::Repeated));
+        for number in 2..LOGGED_REFUSALS_COUNT {
+            assert!(matches!(logged.note(&refusal(number)), Noted::New), "{number}");
+        }
+        assert!(matches!(logged.note(&refusal(LOGGED_REFUSALS_COUNT)), Noted::Last));
+        assert!(matches!(logged.note(&refusal(LOGGED_REFUSALS_COUNT + 1)), Noted::Repeated));
+    }
+}

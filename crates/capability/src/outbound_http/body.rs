@@ -26,14 +26,15 @@ pub(super) struct RequestBody {
 }
 
 struct Watched {
-    is_sent: Arc<AtomicBool>,
+    is_done: Arc<AtomicBool>,
     /// Unset once told.
     end: Option<oneshot::Sender<Result<(), HttpError>>>,
 }
 
 /// Learns what became of a [`RequestBody`].
 pub(super) struct RequestEnd {
-    pub(super) is_sent: Arc<AtomicBool>,
+    /// Set once the connection has no more to do with the body.
+    pub(super) is_done: Arc<AtomicBool>,
     pub(super) result: oneshot::Receiver<Result<(), HttpError>>,
 }
 
@@ -55,20 +56,28 @@ impl RequestBody {
         if body.is_end_stream() {
             return (Self { body, watched: None }, None);
         }
-        let is_sent = Arc::new(AtomicBool::new(false));
+        let is_done = Arc::new(AtomicBool::new(false));
         let (end, result) = oneshot::channel();
-        let watched = Watched { is_sent: is_sent.clone(), end: Some(end) };
-        (Self { body, watched: Some(watched) }, Some(RequestEnd { is_sent, result }))
+        let watched = Watched { is_done: is_done.clone(), end: Some(end) };
+        (Self { body, watched: Some(watched) }, Some(RequestEnd { is_done, result }))
     }
 
     fn finish(&mut self, result: Result<(), HttpError>) {
         let Some(watched) = &mut self.watched else { return };
-        if result.is_ok() {
-            watched.is_sent.store(true, Ordering::Release);
-        }
+        watched.is_done.store(true, Ordering::Release);
         if let Some(end) = watched.end.take() {
             // Nobody listens any more when the response was dropped.
             drop(end.send(result));
+        }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        // Not every body is sent to its end: one of unknown length is not sent
+        // at all with a `GET`, and the connection is as good as before.
+        if let Some(watched) = &self.watched {
+            watched.is_done.store(true, Ordering::Release);
         }
     }
 }

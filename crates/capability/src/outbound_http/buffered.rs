@@ -7,7 +7,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions};
 
 use super::{SELF_AUTHORITY, is_forbidden_header, send};
-use crate::Host;
+use crate::{Grants, Host};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -42,7 +42,9 @@ impl interface::Host for Host {
             Err(refusal) => return Ok(Err(refusal)),
         };
         let depth = self.http_hooks.depth();
-        let sent = send(self.grants().clone(), request, RequestOptions::default(), depth).await;
+        let Grants { outbound, outbound_http, .. } = &**self.grants();
+        let options = RequestOptions::default();
+        let sent = send(outbound.clone(), outbound_http.clone(), request, options, depth).await;
         let response = match sent {
             // The rest of the request is sent while the response is read.
             Ok((response, _request_sent)) => response,

@@ -184,8 +184,8 @@ impl Client {
             }
         };
 
-        let is_sent = request_end.as_ref().map(|end| end.is_sent.clone());
-        let lease = Lease::new(connection, self.is_pooling.then(|| (self.pool.clone(), key)), is_sent);
+        let is_done = request_end.as_ref().map(|end| end.is_done.clone());
+        let lease = Lease::new(connection, self.is_pooling.then(|| (self.pool.clone(), key)), is_done);
         let between_bytes = bounded(options.between_bytes_timeout);
         let response =
             response.map(|incoming| ResponseBody::new(incoming, between_bytes, lease).boxed_unsync());
@@ -309,7 +309,7 @@ impl Target {
     }
 }
 
-fn bounded(timeout: Option<Duration>) -> Duration {
+pub(super) fn bounded(timeout: Option<Duration>) -> Duration {
     timeout.unwrap_or(DEFAULT_TIMEOUT).min(MAX_TIMEOUT)
 }
 

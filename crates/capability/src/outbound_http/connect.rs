@@ -89,11 +89,9 @@ async fn resolve(destination: &Destination) -> Result<Vec<SocketAddr>, HttpError
 /// The first of the addresses that answers. Each has a head start before the
 /// next one is tried beside it.
 async fn connect_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut addresses = addresses.iter().take(TRIED_ADDRESSES_COUNT);
     let mut running = FuturesUnordered::new();
     let mut last_error = None;
-    loop {
-        let Some(address) = addresses.next() else { break };
+    for address in addresses.iter().take(TRIED_ADDRESSES_COUNT) {
         running.push(TcpStream::connect(*address));
         match tokio::time::timeout(NEXT_ADDRESS_AFTER, running.next()).await {
             Ok(Some(Ok(stream))) => return Ok(stream),

@@ -3,8 +3,9 @@
 //! The interfaces of `wasi:http` are Wasmtime's; they hand every request to
 //! [`Hooks::send_request`]. From there:
 //!
-//! 1. A request for `http://ID.spin.internal` or `http://self.alt` stays in the
-//!    process and goes to the app's trigger, see [`LocalDispatch`].
+//! 1. A request for `http://ID.spin.internal` or `http://self.alt`, or without a
+//!    host, stays in the process and goes to the app's trigger, see
+//!    [`LocalDispatch`].
 //! 2. Any other is checked against the component's `allowed_outbound_hosts`
 //!    ([`outbound`](crate::outbound)); a refusal is `HTTP-request-denied`.
 //! 3. A connection that waits in the pool is taken, or one is opened: the name
@@ -22,6 +23,7 @@ mod client;
 mod connect;
 mod local;
 mod pool;
+mod relative;
 mod tls;
 
 #[cfg(test)]
@@ -42,7 +44,7 @@ pub use client::{Client, DEFAULT_TIMEOUT, HTTP2_PRIOR_KNOWLEDGE_VARIABLE, Settin
 pub use local::{LocalDepth, LocalDispatch, LocalSlot, LocalTarget, MAX_LOCAL_DEPTH_COUNT};
 pub use tls::ClientTls;
 
-use crate::outbound::Destination;
+use crate::outbound::{self, Destination};
 use crate::{Error, Flavor, Grants, Host};
 use client::{RequestSent, Sender};
 use tls::ComponentTls;
@@ -53,10 +55,7 @@ const SELF_AUTHORITY: &str = SELF_HOST;
 /// Registers HTTP for guests: 0.2 and the buffered interface always, 0.3 where
 /// it can run.
 pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
-    if flavor == Flavor::Concurrent {
-        wasmtime_wasi_http::p3::add_to_linker(linker)?;
-    }
+    relative::add_to_linker(linker, flavor)?;
     buffered::add_to_linker(linker)
 }
 
@@ -148,24 +147,33 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _response_read: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, RequestSent), HttpError>> + Send> {
-        Box::new(send(self.grants.clone(), request, options.unwrap_or_default(), self.depth))
+        let Grants { outbound, outbound_http, .. } = &*self.grants;
+        let options = options.unwrap_or_default();
+        Box::new(send(outbound.clone(), outbound_http.clone(), request, options, self.depth))
     }
 }
 
 /// Sends a component's request to wherever it leads.
 async fn send(
-    grants: Arc<Grants>,
+    outbound: outbound::Grant,
+    grant: Grant,
     request: Request<WasiBody>,
     options: RequestOptions,
     depth: LocalDepth,
 ) -> Result<(Response<WasiBody>, RequestSent), HttpError> {
     let destination = destination_of(&request)?;
     if let Some(target) = local_target(&destination.host) {
-        return send_local(&grants, &destination.scheme, target, request, options, depth).await;
+        check_local(&outbound, &destination.scheme, &target)?;
+        let Some(depth) = depth.deeper() else {
+            let component = outbound.component().clone();
+            outbound.log(&Error::LocalCallDepth { component, limit_count: MAX_LOCAL_DEPTH_COUNT });
+            return Err(HttpError::LoopDetected);
+        };
+        return grant.send_local(target, request, options, depth).await;
     }
-    grants.outbound.check(&destination).map_err(|_| HttpError::HttpRequestDenied)?;
-    let Inner { number, client, tls, .. } = &*grants.outbound_http.inner;
-    let sender = Sender { client: *number, outbound: &grants.outbound, tls };
+    outbound.check(&destination).map_err(|_| HttpError::HttpRequestDenied)?;
+    let Inner { number, client, tls, .. } = &*grant.inner;
+    let sender = Sender { client: *number, outbound: &outbound, tls };
     client.send(sender, destination, request, options).await
 }
 
@@ -181,7 +189,7 @@ fn destination_of(request: &Request<WasiBody>) -> Result<Destination, HttpError>
     }
     let port = match authority.port() {
         Some(port) => port.as_u16(),
-        None => crate::outbound::default_port(scheme).ok_or(HttpError::HttpProtocolError)?,
+        None => outbound::default_port(scheme).ok_or(HttpError::HttpProtocolError)?,
     };
     Ok(Destination { scheme: scheme.to_owned(), host: host.to_ascii_lowercase(), port })
 }
@@ -193,30 +201,29 @@ fn local_target(host: &str) -> Option<LocalTarget> {
     chained_component(host).map(|component| LocalTarget::Component(component.to_string()))
 }
 
-async fn send_local(
-    grants: &Grants,
-    scheme: &str,
-    target: LocalTarget,
-    mut request: Request<WasiBody>,
-    options: RequestOptions,
-    depth: LocalDepth,
-) -> Result<(Response<WasiBody>, RequestSent), HttpError> {
-    let component = match &target {
+fn check_local(outbound: &outbound::Grant, scheme: &str, target: &LocalTarget) -> Result<(), HttpError> {
+    let component = match target {
         LocalTarget::Component(component) => Some(component.as_str()),
         LocalTarget::Route => None,
     };
-    grants.outbound.check_local(scheme, component).map_err(|_| HttpError::HttpRequestDenied)?;
-    let Some(depth) = depth.deeper() else {
-        let error =
-            Error::LocalCallDepth { component: grants.component.clone(), limit_count: MAX_LOCAL_DEPTH_COUNT };
-        grants.outbound.log(&error);
-        return Err(HttpError::LoopDetected);
-    };
-    let dispatch = grants.outbound_http.inner.local.get().ok_or(HttpError::DestinationUnavailable)?;
-    request.extensions_mut().insert(depth);
-    let first_byte_timeout = options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT).min(client::MAX_TIMEOUT);
-    let response = tokio::time::timeout(first_byte_timeout, dispatch.dispatch(target, request))
-        .await
-        .map_err(|_| HttpError::ConnectionReadTimeout)??;
-    Ok((response, Box::new(std::future::ready(Ok(())))))
+    outbound.check_local(scheme, component).map_err(|_| HttpError::HttpRequestDenied)
+}
+
+impl Grant {
+    /// Hands a request to the app's trigger.
+    async fn send_local(
+        &self,
+        target: LocalTarget,
+        mut request: Request<WasiBody>,
+        options: RequestOptions,
+        depth: LocalDepth,
+    ) -> Result<(Response<WasiBody>, RequestSent), HttpError> {
+        let dispatch = self.inner.local.get().ok_or(HttpError::DestinationUnavailable)?;
+        request.extensions_mut().insert(depth);
+        let first_byte_timeout = client::bounded(options.first_byte_timeout);
+        let response = tokio::time::timeout(first_byte_timeout, dispatch.dispatch(target, request))
+            .await
+            .map_err(|_| HttpError::ConnectionReadTimeout)??;
+        Ok((response, Box::new(std::future::ready(Ok(())))))
+    }
 }

@@ -107,9 +107,9 @@ pub(super) struct Lease {
     connection: Connection,
     /// Unset where connections are not reused.
     pool: Option<(Arc<Pool>, Key)>,
-    /// Set once the request was sent to its end: only then can the connection
-    /// serve another. Unset if there was nothing to send.
-    is_sent: Option<Arc<AtomicBool>>,
+    /// Set once the connection is done with the request's body: only then can
+    /// it serve another. Unset if there was no body.
+    is_request_done: Option<Arc<AtomicBool>>,
 }
 
 impl Pool {
@@ -309,15 +309,15 @@ impl Lease {
     pub(super) fn new(
         connection: Connection,
         pool: Option<(Arc<Pool>, Key)>,
-        is_sent: Option<Arc<AtomicBool>>,
+        is_request_done: Option<Arc<AtomicBool>>,
     ) -> Self {
-        Self { connection, pool, is_sent }
+        Self { connection, pool, is_request_done }
     }
 
     /// Lets the connection serve another request, if it can.
     pub(super) fn give_back(self) {
-        let is_sent = self.is_sent.is_none_or(|is_sent| is_sent.load(Ordering::Acquire));
-        if let (Connection::Http1(sender), Some((pool, key)), true) = (self.connection, self.pool, is_sent) {
+        let is_done = self.is_request_done.is_none_or(|is_done| is_done.load(Ordering::Acquire));
+        if let (Connection::Http1(sender), Some((pool, key)), true) = (self.connection, self.pool, is_done) {
             pool.put(key, sender);
         }
     }

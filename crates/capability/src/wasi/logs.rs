@@ -16,7 +16,6 @@
 //! the guest ends is a line too.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -242,22 +241,26 @@ fn prefix(component: &str, is_terminal: bool) -> String {
 fn write_all(messages: &Receiver<Message>) {
     let mut prefixed = Vec::new();
     while let Ok(message) = messages.recv() {
-        match message {
-            Message::Lines { sink, lines } => {
-                sink.write(&lines, &mut prefixed);
+        message.handle(&mut prefixed);
+    }
+}
+
+impl Message {
+    fn handle(self, prefixed: &mut Vec<u8>) {
+        match self {
+            Self::Lines { sink, lines } => {
+                sink.write(&lines, prefixed);
                 sink.give_back(lines.len());
                 let dropped = sink.dropped_lines.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
-                    let mut note = String::new();
-                    let result = writeln!(
-                        note,
-                        "wisp: {dropped} lines were dropped here, since they came faster than they could be written"
+                    let note = format!(
+                        "wisp: {dropped} lines were dropped here, since they came faster than they could be \
+                         written\n"
                     );
-                    debug_assert!(result.is_ok(), "writing to a string does not fail");
-                    sink.write(note.as_bytes(), &mut prefixed);
+                    sink.write(note.as_bytes(), prefixed);
                 }
             }
-            Message::Flush(done) => {
+            Self::Flush(done) => {
                 // Whoever asked may have stopped waiting.
                 let _ = done.send(());
             }
@@ -483,5 +486,197 @@ impl OutputStream for LogStream {
 
     fn check_write(&mut self) -> StreamResult<usize> {
         Ok(WRITE_PERMIT_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "tests")]
+
+    use futures::FutureExt;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    fn logs(directory: &std::path::Path, truncate: bool) -> Logs {
+        let directory = Some(directory.to_owned());
+        Logs::new(LogSettings { directory, truncate, follow: Follow::None }).unwrap()
+    }
+
+    fn stdout(logs: &Logs) -> LogSink {
+        logs.sink("shop", StandardStream::Stdout).unwrap()
+    }
+
+    fn read(directory: &std::path::Path) -> String {
+        std::fs::read_to_string(directory.join("shop_stdout.txt")).unwrap()
+    }
+
+    /// A sink whose queue nobody empties until the test does.
+    fn stuck(queue_messages_count: usize) -> (LogSink, Receiver<Message>, File) {
+        let (queue, messages) = sync_channel(queue_messages_count);
+        let file = tempfile::tempfile().unwrap();
+        let sink = Sink {
+            queue,
+            stream: StandardStream::Stdout,
+            file: Some(Mutex::new(file.try_clone().unwrap())),
+            prefix: None,
+            queued_bytes: AtomicUsize::new(0),
+            dropped_lines: AtomicU64::new(0),
+            room: Notify::new(),
+        };
+        (LogSink { inner: Some(Arc::new(sink)) }, messages, file)
+    }
+
+    fn written(mut file: File) -> String {
+        use std::io::{Read, Seek};
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn lines_arrive_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = logs(directory.path(), false);
+        let sink = stdout(&logs);
+        let (mut one, mut two) = (sink.open(), sink.open());
+        one.take(b"one ");
+        two.take(b"two\nthree ");
+        one.take(b"ends\n");
+        two.take(b"ends");
+        drop(two);
+        drop(one);
+        logs.flush();
+        assert_eq!(read(directory.path()), "two\none ends\nthree ends\n");
+    }
+
+    #[tokio::test]
+    async fn both_generations_of_streams_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = logs(directory.path(), false);
+        let sink = stdout(&logs);
+        let mut older = sink.p2_stream();
+        older.ready().await;
+        assert!(older.check_write().unwrap() > 0);
+        older.write(Bytes::from_static(b"older\n")).unwrap();
+        older.flush().unwrap();
+        let mut newer = Box::into_pin(sink.async_stream());
+        newer.write_all(b"newer\n").await.unwrap();
+        newer.flush().await.unwrap();
+        logs.flush();
+        assert_eq!(read(directory.path()), "older\nnewer\n");
+    }
+
+    #[test]
+    fn logs_are_continued_or_begun_again() {
+        let directory = tempfile::tempdir().unwrap();
+        for (truncate, expected) in [(false, "x\n"), (false, "x\nx\n"), (true, "x\n")] {
+            let logs = logs(directory.path(), truncate);
+            stdout(&logs).open().take(b"x\n");
+            logs.flush();
+            assert_eq!(read(directory.path()), expected);
+        }
+    }
+
+    #[test]
+    fn long_lines_are_broken() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = logs(directory.path(), false);
+        let sink = stdout(&logs);
+        let long = "x".repeat(MAX_LINE_BYTES * 2 + 10);
+        sink.open().take(long.as_bytes());
+        sink.open().take(format!("{long}\nshort\n").as_bytes());
+        logs.flush();
+        let text = read(directory.path());
+        assert!(text.ends_with("\nshort\n"));
+        assert!(text.lines().all(|line| line.len() < MAX_LINE_BYTES));
+        assert_eq!(text.matches('x').count(), 2 * long.len());
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_says_what_it_dropped() {
+        // By number of messages.
+        let (sink, messages, file) = stuck(2);
+        let mut stream = sink.open();
+        for number in 0..5 {
+            stream.take(format!("{number}\n").as_bytes());
+        }
+        drop((stream, sink));
+        write_all(&messages);
+        let text = written(file);
+        assert!(text.starts_with("0\nwisp: 3 lines were dropped"), "{text}");
+        assert!(text.ends_with("\n1\n"), "{text}");
+
+        // By bytes.
+        let (sink, messages, file) = stuck(1000);
+        let mut stream = sink.open();
+        let line = format!("{}\n", "x".repeat(MAX_LINE_BYTES / 2));
+        for _ in 0..100 {
+            stream.take(line.as_bytes());
+        }
+        drop((stream, sink));
+        write_all(&messages);
+        let text = written(file);
+        assert!(text.len() <= STREAM_QUEUE_BYTES + 200, "{}", text.len());
+        assert!(text.contains("lines were dropped here"));
+    }
+
+    #[tokio::test]
+    async fn a_guest_waits_for_room_but_not_for_ever() {
+        let (sink, messages, _file) = stuck(1000);
+        let mut stream = sink.open();
+        let line = format!("{}\n", "x".repeat(MAX_LINE_BYTES / 2));
+        while !sink.inner.as_ref().unwrap().is_congested() {
+            stream.take(line.as_bytes());
+        }
+        let before = tokio::time::Instant::now();
+        stream.ready().await;
+        assert!(before.elapsed() >= Duration::from_millis(ROOM_WAIT_MS));
+        // Waiting did not help, so it does not wait again.
+        assert!(stream.ready().now_or_never().is_some());
+        // Another guest waits until there is room.
+        let mut other = sink.open();
+        let waiting = tokio::spawn(async move { other.ready().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        while let Ok(message) = messages.try_recv() {
+            message.handle(&mut Vec::new());
+        }
+        tokio::task::yield_now().await;
+        assert!(waiting.is_finished());
+    }
+
+    #[test]
+    fn prefixes_have_colours_only_on_terminals() {
+        assert_eq!(prefix("shop", false), "[shop] ");
+        assert!(prefix("shop", true).contains("[shop]\u{1b}[0m "));
+    }
+
+    #[test]
+    fn what_goes_nowhere_is_not_kept() {
+        let logs = Logs::new(LogSettings { follow: Follow::None, ..LogSettings::default() }).unwrap();
+        let sink = stdout(&logs);
+        assert!(sink.is_discarding());
+        let mut stream = sink.open();
+        stream.take(b"no line feed");
+        assert!(stream.partial.is_empty());
+    }
+
+    #[test]
+    fn only_followed_components_are_followed() {
+        let follow = Follow::Some(["shop".to_owned()].into());
+        let logs = Logs::new(LogSettings { follow, ..LogSettings::default() }).unwrap();
+        assert!(!stdout(&logs).is_discarding());
+        assert!(logs.sink("other", StandardStream::Stdout).unwrap().is_discarding());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let settings = LogSettings { directory: Some(file), ..LogSettings::default() };
+        assert_eq!(Logs::new(settings).err().unwrap().code(), "WISP-E0355");
     }
 }

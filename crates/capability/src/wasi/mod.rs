@@ -227,3 +227,81 @@ fn is_socket_use_allowed(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "tests")]
+
+    use wisp_manifest::allowed_hosts::{AllowedHost, AllowedHosts, BlockedNetworks};
+
+    use super::*;
+    use crate::outbound::Limits;
+
+    fn outbound(allowed: &[&str], limits: Limits) -> outbound::Grant {
+        let allowed = allowed.iter().map(|entry| AllowedHost::parse(entry).unwrap()).collect();
+        outbound::Grant::new("shop", AllowedHosts::new(allowed), BlockedNetworks::default(), limits)
+    }
+
+    fn is_allowed(outbound: &outbound::Grant, address: &str, usage: SocketAddrUse) -> bool {
+        is_socket_use_allowed(outbound, None, address.parse().unwrap(), usage)
+    }
+
+    #[test]
+    fn sockets_connect_where_they_may_and_never_listen() {
+        let outbound = outbound(&["tcp://127.0.0.1:5000", "udp://127.0.0.1:53"], Limits::default());
+        for (address, usage, expected) in [
+            ("127.0.0.1:5000", SocketAddrUse::TcpConnect, true),
+            ("127.0.0.1:5001", SocketAddrUse::TcpConnect, false),
+            ("127.0.0.1:53", SocketAddrUse::TcpConnect, false),
+            ("0.0.0.0:0", SocketAddrUse::TcpBind, true),
+            ("127.0.0.1:5000", SocketAddrUse::TcpBind, false),
+            ("0.0.0.0:80", SocketAddrUse::TcpBind, false),
+            ("0.0.0.0:0", SocketAddrUse::TcpListen, false),
+            ("127.0.0.1:5000", SocketAddrUse::TcpAccept, false),
+            ("0.0.0.0:0", SocketAddrUse::UdpBind, true),
+            ("127.0.0.1:53", SocketAddrUse::UdpBind, true),
+            ("127.0.0.1:54", SocketAddrUse::UdpBind, false),
+            ("127.0.0.1:53", SocketAddrUse::UdpSend, true),
+            ("127.0.0.1:54", SocketAddrUse::UdpSend, false),
+            ("127.0.0.1:54", SocketAddrUse::UdpReceive, false),
+        ] {
+            assert_eq!(is_allowed(&outbound, address, usage), expected, "{address} {usage:?}");
+        }
+    }
+
+    #[test]
+    fn connections_of_sockets_are_bounded_per_process_and_come_back_with_their_instance() {
+        let outbound = outbound(&["tcp://127.0.0.1:*"], Limits::new(None, Some(2)));
+        let address: SocketAddr = "127.0.0.1:5000".parse().unwrap();
+        let connect = |permits: &HeldPermits| {
+            is_socket_use_allowed(&outbound, Some(permits), address, SocketAddrUse::TcpConnect)
+        };
+        let (one, two) = (HeldPermits::default(), HeldPermits::default());
+        assert!(connect(&one) && connect(&two) && !connect(&two));
+        drop(one);
+        assert!(connect(&two));
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_is_named() {
+        let settings = Settings {
+            mounts: vec![Mount { host: "/no/such/directory".into(), guest: "/".into() }],
+            ..Settings::default()
+        };
+        let error = Grant::new(&"shop".into(), settings).err().unwrap();
+        assert_eq!(error.code(), "WISP-E0354");
+        assert!(error.to_string().contains("cannot open `/no/such/directory`"), "{error}");
+    }
+
+    #[test]
+    fn everything_can_be_registered_in_both_flavors() {
+        for flavor in [Flavor::Plain, Flavor::Concurrent] {
+            let mut config = wasmtime::Config::new();
+            config.concurrency_support(flavor == Flavor::Concurrent);
+            config.wasm_component_model_async(flavor == Flavor::Concurrent);
+            let mut linker = Linker::new(&wasmtime::Engine::new(&config).unwrap());
+            add_to_linker(&mut linker, flavor).unwrap();
+            crate::outbound_http::add_to_linker(&mut linker, flavor).unwrap();
+        }
+    }
+}
