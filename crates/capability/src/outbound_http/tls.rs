@@ -19,7 +19,8 @@ use crate::Error;
 pub struct ClientTls {
     /// Ids of the components that it is for.
     pub component_ids: Vec<String>,
-    /// Host names or addresses that it is for, as they stand in URLs.
+    /// Host names or addresses that it is for, as they stand in URLs, or
+    /// `*.domain` for all names below a domain.
     pub hosts: Vec<String>,
     /// Whether this machine's own authorities are trusted.
     pub ca_use_platform_roots: bool,
@@ -84,15 +85,24 @@ impl TlsSettings {
 impl ComponentTls {
     /// The settings towards a host.
     pub(super) fn towards(&self, host: &str) -> Arc<ClientConfig> {
-        match self.hosts.iter().find(|(name, _)| name == host) {
-            Some((_, config)) => config.clone(),
-            None => default_config(),
-        }
+        self.special(host).cloned().unwrap_or_else(default_config)
     }
 
     /// Whether making [`default_config`] would read files now.
     pub(super) fn must_load(&self, host: &str) -> bool {
-        LazyLock::get(&DEFAULT).is_none() && !self.hosts.iter().any(|(name, _)| name == host)
+        LazyLock::get(&DEFAULT).is_none() && self.special(host).is_none()
+    }
+
+    fn special(&self, host: &str) -> Option<&Arc<ClientConfig>> {
+        self.hosts.iter().find(|(pattern, _)| matches(pattern, host)).map(|(_, config)| config)
+    }
+}
+
+/// Whether a host of a `[[client_tls]]` table means this one; both in lower case.
+fn matches(pattern: &str, host: &str) -> bool {
+    match pattern.strip_prefix('*') {
+        Some(domain) => domain.starts_with('.') && host.len() > domain.len() && host.ends_with(domain),
+        None => pattern == host,
     }
 }
 
@@ -192,4 +202,24 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error>
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     PrivateKeyDer::from_pem_file(path)
         .map_err(|cause| Error::TlsFile { path: path.to_owned(), cause: cause.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_match_exactly_or_below_a_domain() {
+        for (pattern, host, expected) in [
+            ("example.com", "example.com", true),
+            ("example.com", "www.example.com", false),
+            ("*.example.com", "www.example.com", true),
+            ("*.example.com", "a.b.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", "badexample.com", false),
+            ("*", "example.com", false),
+        ] {
+            assert_eq!(matches(pattern, host), expected, "{pattern} {host}");
+        }
+    }
 }
