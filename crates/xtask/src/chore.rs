@@ -23,13 +23,13 @@ pub(crate) struct Chore {
     started: Instant,
     steps: Vec<Step>,
     skipped: Vec<Skip>,
+    summary: Option<String>,
 }
 
 /// A check that could not run.
-#[derive(Clone)]
-pub(crate) struct Skip {
-    pub what: String,
-    pub why: String,
+struct Skip {
+    what: String,
+    why: String,
 }
 
 struct Step {
@@ -93,7 +93,14 @@ impl Chore {
             Some(folder) => std::path::absolute(&folder).map_err(at(Path::new(&folder)))?,
             None => root.join("target"),
         };
-        Ok(Self { root, target, started: Instant::now(), steps: Vec::new(), skipped: Vec::new() })
+        Ok(Self {
+            root,
+            target,
+            started: Instant::now(),
+            steps: Vec::new(),
+            skipped: Vec::new(),
+            summary: None,
+        })
     }
 
     /// Where guests and the toolchains that build them are.
@@ -115,11 +122,14 @@ impl Chore {
         result
     }
 
-    /// Notes a check that cannot run here.
+    /// Notes a check that cannot run here; the end of the chore lists them.
     pub(crate) fn skip(&mut self, what: impl Into<String>, why: impl Into<String>) {
-        let skip = Skip { what: what.into(), why: why.into() };
-        say(&format!("SKIPPED {}: {}", skip.what, skip.why));
-        self.skipped.push(skip);
+        self.skipped.push(Skip { what: what.into(), why: why.into() });
+    }
+
+    /// Keeps the line that is to be the last of all, for people and scripts.
+    pub(crate) fn summarise(&mut self, line: String) {
+        self.summary = Some(line);
     }
 
     /// How many checks could not run so far.
@@ -127,7 +137,8 @@ impl Chore {
         self.skipped.len() as u64
     }
 
-    /// Prints the steps and turns the outcome into an exit code.
+    /// Prints the steps, what was skipped, why it failed and the summary, and
+    /// turns the outcome into an exit code.
     pub(crate) fn finish(self, result: Result<()>) -> ExitCode {
         let mut table = String::new();
         for step in &self.steps {
@@ -140,17 +151,20 @@ impl Chore {
         for skip in &self.skipped {
             say(&format!("SKIPPED {}: {}", skip.what, skip.why));
         }
-        if let Err(failure) = result {
+        let result = result.and_then(|()| {
+            if self.skipped.is_empty() || !in_ci() {
+                return Ok(());
+            }
+            Err(Failure::new("checks were skipped, and CI skips nothing")
+                .hint("install what they need, or unset CI to allow it"))
+        });
+        if let Err(failure) = &result {
             failure.report();
-            return ExitCode::FAILURE;
         }
-        if !self.skipped.is_empty() && in_ci() {
-            Failure::new("checks were skipped, and CI skips nothing")
-                .hint("install what they need, or unset CI to allow it")
-                .report();
-            return ExitCode::FAILURE;
+        if let Some(line) = &self.summary {
+            print(line);
         }
-        ExitCode::SUCCESS
+        if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 

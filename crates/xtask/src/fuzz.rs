@@ -56,7 +56,12 @@ pub(crate) fn run(chore: &mut Chore, options: &Options) -> Result<()> {
     chore.step("fuzz targets", |_| {
         tools::basics()?;
         // From its own folder, where cargo finds the flags for instrumentation.
-        run_quietly(cargo().args(["build", "--release"]).current_dir(&folder).env("CARGO_TARGET_DIR", &work))
+        run_quietly(
+            cargo()
+                .args(["build", "--release", "--locked"])
+                .current_dir(&folder)
+                .env("CARGO_TARGET_DIR", &work),
+        )
     })?;
     let mut found = Vec::new();
     for target in targets {
@@ -96,7 +101,7 @@ fn fuzz(folder: &Path, work: &Path, target: &str, seconds: u64) -> Result<()> {
     }
     let mut command = cargo();
     command
-        .args(["run", "--quiet", "--release", "--bin", target, "--"])
+        .args(["run", "--quiet", "--release", "--locked", "--bin", target, "--"])
         .arg(&corpus)
         .current_dir(folder)
         .env("CARGO_TARGET_DIR", work);
