@@ -13,12 +13,11 @@ const GUESTS_VARIABLE: &str = "WISP_GUESTS_DIR";
 /// The test harness hides what a passing test prints, so it cannot just say so.
 const SKIPPED_VARIABLE: &str = "WISP_SKIPPED_FILE";
 
-/// What the test harness counted.
+/// What the test harness counted. What it ignored is gathered by name instead.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     passed: u64,
     failed: u64,
-    ignored: u64,
 }
 
 /// `cargo xtask test`.
@@ -72,7 +71,6 @@ impl Counts {
             match what {
                 "passed" => self.passed += number,
                 "failed" => self.failed += number,
-                "ignored" => self.ignored += number,
                 _ => {}
             }
         }
@@ -117,7 +115,7 @@ mod unit_tests {
             "test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
         );
         counts.add("running 3 tests");
-        assert_eq!(counts, Counts { passed: 5, failed: 4, ignored: 1 });
+        assert_eq!(counts, Counts { passed: 5, failed: 4 });
     }
 
     #[test]
