@@ -83,3 +83,103 @@ where
         Poll::Ready(Ok(StreamResult::Dropped))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::sync::{Arc, Mutex};
+
+    use futures::stream;
+    use wasmtime::component::{Source, StreamConsumer};
+    use wasmtime::{Config, Engine, Store};
+
+    use super::*;
+
+    /// Stands for a guest: takes items, `step` at a time.
+    struct Reader {
+        step: usize,
+        taken: Arc<Mutex<Vec<u32>>>,
+        ended: Option<oneshot::Sender<()>>,
+    }
+
+    impl<D> StreamConsumer<D> for Reader {
+        type Item = u32;
+
+        fn poll_consume(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            store: StoreContextMut<'_, D>,
+            mut source: Source<'_, u32>,
+            _: bool,
+        ) -> Poll<wasmtime::Result<StreamResult>> {
+            let mut items = Vec::with_capacity(self.step);
+            source.read(store, &mut items)?;
+            self.taken.lock().unwrap().extend(items);
+            Poll::Ready(Ok(StreamResult::Completed))
+        }
+    }
+
+    impl Drop for Reader {
+        fn drop(&mut self) {
+            let _ = self.ended.take().map(|ended| ended.send(()));
+        }
+    }
+
+    async fn read(pages: Vec<Result<Vec<u32>, String>>, step: usize) -> (Vec<u32>, Result<(), String>) {
+        let mut config = Config::new();
+        config.concurrency_support(true);
+        let engine = Engine::new(&config).unwrap();
+        let mut store = Store::new(&engine, ());
+        let (items, result) = super::ends(&mut store, stream::iter(pages)).unwrap();
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let (ended, end) = oneshot::channel();
+        items.pipe(&mut store, Reader { step, taken: taken.clone(), ended: Some(ended) }).unwrap();
+        let (report, reported) = oneshot::channel();
+        result.pipe(&mut store, Report { report: Some(report) }).unwrap();
+        let result = store
+            .run_concurrent(async move |_| {
+                end.await.unwrap();
+                reported.await.unwrap()
+            })
+            .await
+            .unwrap();
+        let taken = std::mem::take(&mut *taken.lock().unwrap());
+        (taken, result)
+    }
+
+    /// Takes the result.
+    struct Report {
+        report: Option<oneshot::Sender<Result<(), String>>>,
+    }
+
+    impl<D> wasmtime::component::FutureConsumer<D> for Report {
+        type Item = Result<(), String>;
+
+        fn poll_consume(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            store: StoreContextMut<'_, D>,
+            mut source: Source<'_, Self::Item>,
+            _: bool,
+        ) -> Poll<wasmtime::Result<()>> {
+            let mut result = None;
+            source.read(store, &mut result)?;
+            if let (Some(result), Some(report)) = (result, self.report.take()) {
+                report.send(result).unwrap();
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_gets_every_item_and_the_result() {
+        for step in [1, 3, 100] {
+            let pages = vec![Ok(vec![1, 2, 3, 4]), Ok(vec![]), Ok(vec![5])];
+            assert_eq!(read(pages, step).await, (vec![1, 2, 3, 4, 5], Ok(())), "{step}");
+            let pages = vec![Ok(vec![1, 2]), Err("broken".to_owned())];
+            assert_eq!(read(pages, step).await, (vec![1, 2], Err("broken".to_owned())), "{step}");
+            assert_eq!(read(vec![], step).await, (vec![], Ok(())), "{step}");
+        }
+    }
+}

@@ -102,11 +102,12 @@ impl Guest<'_> {
                 (core instance $libc (instantiate $Libc))
                 {lowered}
                 (core module $Main
+                    (import "libc" "memory" (memory 1))
                     {core_imports}
                     (func (export "call") (param $address i32) (param $length i32) (result i32)
                         {body}
                         (i32.const 16)))
-                (core instance $main (instantiate $Main (with "host" (instance {core_exports}))))
+                (core instance $main (instantiate $Main (with "libc" (instance $libc)) (with "host" (instance {core_exports}))))
                 (type $own-cases (variant {error_cases}))
                 (export $error "error" (type $own-cases))
                 (func (export "call") {is_async}

@@ -34,9 +34,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::{
-    KeyAndValue, PAGE_MAX_COUNT, RESULT_MAX_BYTES, Store, StoreError, Swap, add, check_result,
-};
+use super::{KeyAndValue, PAGE_MAX_COUNT, RESULT_MAX_BYTES, Store, StoreError, Swap, add, check_result};
 use crate::sqlite::file;
 
 /// Changes that wait for the writer. Above that, callers wait before they may
@@ -88,8 +86,7 @@ const GET: &str = "SELECT octet_length(value), CASE WHEN octet_length(value) <= 
     FROM spin_key_value WHERE store = ?1 AND key = ?2";
 const EXISTS: &str = "SELECT 1 FROM spin_key_value WHERE store = ?1 AND key = ?2";
 const KEYS: &str = "SELECT key FROM spin_key_value WHERE store = ?1 ORDER BY key LIMIT ?2";
-const KEYS_AFTER: &str =
-    "SELECT key FROM spin_key_value WHERE store = ?1 AND key > ?3 ORDER BY key LIMIT ?2";
+const KEYS_AFTER: &str = "SELECT key FROM spin_key_value WHERE store = ?1 AND key > ?3 ORDER BY key LIMIT ?2";
 const SET: &str = "INSERT INTO spin_key_value (store, key, value) VALUES (?1, ?2, ?3)
     ON CONFLICT (store, key) DO UPDATE SET value = excluded.value";
 const DELETE: &str = "DELETE FROM spin_key_value WHERE store = ?1 AND key = ?2";
@@ -262,9 +259,7 @@ impl Change {
             + match self {
                 Self::Set { key, value } => key.len() + value.len(),
                 Self::Delete { key } | Self::Increment { key, .. } => key.len(),
-                Self::SetMany { entries } => {
-                    entries.iter().map(|(key, value)| key.len() + value.len()).sum()
-                }
+                Self::SetMany { entries } => entries.iter().map(|(key, value)| key.len() + value.len()).sum(),
                 Self::DeleteMany { keys } => keys.iter().map(String::len).sum(),
                 Self::Swap { key, expected, value } => {
                     key.len() + value.len() + expected.as_ref().map_or(0, Vec::len)
@@ -280,9 +275,9 @@ impl Change {
             Self::SetMany { entries } => all_or_none(connection, || {
                 entries.iter().try_for_each(|(key, value)| set(connection, store, key, value))
             })?,
-            Self::DeleteMany { keys } => all_or_none(connection, || {
-                keys.iter().try_for_each(|key| delete(connection, store, key))
-            })?,
+            Self::DeleteMany { keys } => {
+                all_or_none(connection, || keys.iter().try_for_each(|key| delete(connection, store, key)))?
+            }
             Self::Increment { key, delta } => {
                 let sum = add(current(connection, store, key)?.as_deref(), *delta)?;
                 set(connection, store, key, &sum.to_le_bytes())?;
@@ -431,9 +426,7 @@ fn current(connection: &Connection, store: &str, key: &str) -> Result<Option<Vec
     match find(connection, store, key, RESULT_MAX_BYTES)? {
         Found::Nothing => Ok(None),
         Found::Value(value) => Ok(Some(value)),
-        Found::Large => {
-            Err(StoreError(format!("the value exceeds the limit of {RESULT_MAX_BYTES} bytes")))
-        }
+        Found::Large => Err(StoreError(format!("the value exceeds the limit of {RESULT_MAX_BYTES} bytes"))),
     }
 }
 
@@ -491,8 +484,7 @@ impl FileStore {
 impl Store for FileStore {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Vec<u8>>, StoreError>> {
         async move {
-            let found =
-                self.database.read(|reader| find(reader, &self.name, key, INLINE_VALUE_MAX_BYTES))?;
+            let found = self.database.read(|reader| find(reader, &self.name, key, INLINE_VALUE_MAX_BYTES))?;
             match found {
                 Found::Nothing => Ok(None),
                 Found::Value(value) => Ok(Some(value)),
@@ -529,9 +521,9 @@ impl Store for FileStore {
     fn get_many(&self, keys: Vec<String>) -> BoxFuture<'_, Result<Vec<KeyAndValue>, StoreError>> {
         async move {
             if keys.len() <= INLINE_KEYS_MAX_COUNT {
-                let found = self.database.read(|reader| {
-                    find_many(reader, &self.name, &keys, INLINE_VALUE_MAX_BYTES)
-                })?;
+                let found = self
+                    .database
+                    .read(|reader| find_many(reader, &self.name, &keys, INLINE_VALUE_MAX_BYTES))?;
                 if let Some(entries) = found {
                     return Ok(entries);
                 }
@@ -584,7 +576,11 @@ impl Store for FileStore {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a child process reports by printing")]
+    #![expect(
+        clippy::unwrap_used,
+        clippy::print_stdout,
+        reason = "tests; a child process reports by printing"
+    )]
 
     use std::io::{BufRead as _, BufReader};
     use std::process::{Command, Stdio};
@@ -745,7 +741,9 @@ mod tests {
         let other = Connection::open(&path).unwrap();
         other.execute_batch(CREATE).unwrap();
         other
-            .execute_batch("INSERT INTO spin_key_value VALUES ('default', 'a', x'0102'), ('default', 'b', 'text')")
+            .execute_batch(
+                "INSERT INTO spin_key_value VALUES ('default', 'a', x'0102'), ('default', 'b', 'text')",
+            )
             .unwrap();
         drop(other);
         let store = FileStore::new(Database::open(&file::create(&path).unwrap()).unwrap(), "default");

@@ -54,9 +54,9 @@ enum Failure {
 }
 
 /// The error of the unversioned interface.
-#[derive(ComponentType, Lift, Lower)]
+#[derive(Debug, PartialEq, ComponentType, Lift, Lower)]
 #[component(variant)]
-enum Error1 {
+pub(super) enum Error1 {
     #[component(name = "store-table-full")]
     StoreTableFull,
     #[component(name = "no-such-store")]
@@ -72,9 +72,9 @@ enum Error1 {
 }
 
 /// The error of versions 2 and 3.
-#[derive(ComponentType, Lift, Lower)]
+#[derive(Debug, PartialEq, ComponentType, Lift, Lower)]
 #[component(variant)]
-enum Error2 {
+pub(super) enum Error2 {
     #[component(name = "store-table-full")]
     StoreTableFull,
     #[component(name = "no-such-store")]
@@ -282,6 +282,22 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmti
     Ok(())
 }
 
+/// What a guest gets for a call on a store.
+async fn answer<E, R, F>(
+    store: Result<Checked, Failure>,
+    operation: impl FnOnce(Checked) -> F,
+) -> wasmtime::Result<(Result<R, E>,)>
+where
+    E: From<Failure>,
+    F: Future<Output = Result<R, Failure>>,
+{
+    let result = match store {
+        Ok(store) => operation(store).await,
+        Err(failure) => Err(failure),
+    };
+    Ok((result.map_err(E::from),))
+}
+
 /// Registers a function of a store that is no `async func`.
 fn define<C, E, R, F>(
     instance: &mut LinkerInstance<'_, Host>,
@@ -292,18 +308,12 @@ where
     C: Call,
     E: From<Failure> + Returned,
     R: Returned,
-    F: Future<Output = Result<R, Failure>> + Send,
+    F: Future<Output = Result<R, Failure>> + Send + 'static,
 {
     instance.func_wrap_async(name, move |store: StoreContextMut<'_, Host>, call: C| {
         let (place, arguments) = call.split();
         let store = store.data().store(&place);
-        Box::new(async move {
-            let result = match store {
-                Ok(store) => operation(store, arguments).await,
-                Err(failure) => Err(failure),
-            };
-            Ok((result.map_err(E::from),))
-        })
+        Box::new(answer::<E, R, F>(store, move |store| operation(store, arguments)))
     })
 }
 
@@ -317,18 +327,12 @@ where
     C: Call,
     E: From<Failure> + Returned,
     R: Returned,
-    F: Future<Output = Result<R, Failure>> + Send,
+    F: Future<Output = Result<R, Failure>> + Send + 'static,
 {
     instance.func_wrap_concurrent(name, move |accessor: &Accessor<Host>, call: C| {
         let (place, arguments) = call.split();
         let store = accessor.with(|mut access| access.get().store(&place));
-        Box::pin(async move {
-            let result = match store {
-                Ok(store) => operation(store, arguments).await,
-                Err(failure) => Err(failure),
-            };
-            Ok((result.map_err(E::from),))
-        })
+        Box::pin(answer::<E, R, F>(store, move |store| operation(store, arguments)))
     })
 }
 
@@ -463,7 +467,9 @@ fn add_wasi_atomics(instance: &mut LinkerInstance<'_, Host>) -> wasmtime::Result
     instance.func_wrap_async(
         "[static]cas.new",
         |mut store: StoreContextMut<'_, Host>, (bucket, key): (Resource<Bucket>, String)| {
-            Box::new(async move { Ok((store.data_mut().new_cas(&bucket, key).await.map_err(WasiError::from),)) })
+            Box::new(
+                async move { Ok((store.data_mut().new_cas(&bucket, key).await.map_err(WasiError::from),)) },
+            )
         },
     )?;
     instance.func_wrap(

@@ -186,8 +186,8 @@ impl Stores {
                     let database = match files.get(&file) {
                         Some(database) => database.clone(),
                         None => {
-                            let database = file::Database::open(&file)
-                                .map_err(|cause| failed(cause.to_string()))?;
+                            let database =
+                                file::Database::open(&file).map_err(|cause| failed(cause.to_string()))?;
                             files.insert(file, database.clone());
                             database
                         }

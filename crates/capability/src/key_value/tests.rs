@@ -5,8 +5,11 @@
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::host::{Error1, Error2};
 use super::memory::MemoryStore;
 use super::*;
+use crate::Flavor;
+use crate::testing::Guest;
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -263,7 +266,10 @@ fn measure() {
         for _ in 0..10_000 {
             tokio::task::spawn_blocking(|| ()).await.unwrap();
         }
-        println!("a hop to another thread and back: {:.2} us", start.elapsed().as_secs_f64() * 1e6 / 10_000.0);
+        println!(
+            "a hop to another thread and back: {:.2} us",
+            start.elapsed().as_secs_f64() * 1e6 / 10_000.0
+        );
         let start = Instant::now();
         for _ in 0..100 {
             store.all_keys().await.unwrap();
@@ -289,4 +295,102 @@ fn measure() {
             println!("set, {concurrent} tasks: {:.0} per second", sets as f64 / seconds);
         }
     });
+}
+
+fn grants(labels: &[&str]) -> crate::Grants {
+    crate::Grants { key_value: in_memory().grant(labels).unwrap(), ..crate::Grants::default() }
+}
+
+#[tokio::test]
+async fn guests_open_what_they_are_granted() {
+    let guest = Guest {
+        interface: "fermyon:spin/key-value@2.0.0",
+        result: "(result u32 (error $error))",
+        error_cases: r#"(case "store-table-full") (case "no-such-store") (case "access-denied")
+            (case "other" string)"#,
+        imports: r#"
+            (export "store" (type $store (sub resource)))
+            (export "[static]store.open" (func
+                (param "label" string) (result (result (own $store) (error $error)))))"#,
+        functions: &[("open", "[static]store.open", "(param i32 i32 i32)")],
+        body: "(call $open (local.get $address) (local.get $length) (i32.const 16))",
+        ..Guest::default()
+    };
+    let async_imports = guest.imports.replace("(func", "(func async");
+    let async_guest = Guest {
+        is_async: true,
+        interface: "spin:key-value/key-value@3.0.0",
+        imports: &async_imports,
+        ..guest
+    };
+    for (guest, flavor) in
+        [(&guest, Flavor::Plain), (&guest, Flavor::Concurrent), (&async_guest, Flavor::Concurrent)]
+    {
+        let opened: Result<u32, Error2> = guest.call(flavor, grants(&["default"]), "default").await;
+        assert!(opened.is_ok(), "{opened:?}");
+        for label in ["", "other", "Default"] {
+            let denied: Result<u32, Error2> = guest.call(flavor, grants(&["default"]), label).await;
+            assert_eq!(denied, Err(Error2::AccessDenied));
+        }
+        let denied: Result<u32, Error2> = guest.call(flavor, grants(&[]), "default").await;
+        assert_eq!(denied, Err(Error2::AccessDenied));
+    }
+    // One handle too many.
+    let body = "(local $i i32)
+        (loop $again
+            (call $open (local.get $address) (local.get $length) (i32.const 16))
+            (local.set $i (i32.add (local.get $i) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $i) (i32.const COUNT))))";
+    for (count, full) in [(HANDLES_MAX_COUNT, false), (HANDLES_MAX_COUNT + 1, true)] {
+        let body = body.replace("COUNT", &count.to_string());
+        let guest = Guest { body: &body, ..guest };
+        let opened: Result<u32, Error2> = guest.call(Flavor::Plain, grants(&["default"]), "default").await;
+        assert_eq!(opened == Err(Error2::StoreTableFull), full, "{count}: {opened:?}");
+    }
+}
+
+fn unversioned(body: &str) -> Guest<'_> {
+    Guest {
+        interface: "fermyon:spin/key-value",
+        result: "(result (list u8) (error $error))",
+        error_cases: r#"(case "store-table-full") (case "no-such-store") (case "access-denied")
+            (case "invalid-store") (case "no-such-key") (case "io" string)"#,
+        imports: r#"
+            (export "open" (func (param "name" string) (result (result u32 (error $error)))))
+            (export "close" (func (param "store" u32)))
+            (export "get" (func (param "store" u32) (param "key" string)
+                (result (result (list u8) (error $error)))))
+            (export "set" (func (param "store" u32) (param "key" string) (param "value" (list u8))
+                (result (result (error $error)))))"#,
+        functions: &[
+            ("open", "open", "(param i32 i32 i32)"),
+            ("close", "close", "(param i32)"),
+            ("get", "get", "(param i32 i32 i32 i32)"),
+            ("set", "set", "(param i32 i32 i32 i32 i32 i32)"),
+        ],
+        body,
+        ..Guest::default()
+    }
+}
+
+#[tokio::test]
+async fn guests_of_the_unversioned_interface_use_numbers() {
+    let get = "(call $get (i32.load (i32.const 20)) (local.get $address) (local.get $length) (i32.const 16))";
+    let set = "(call $set (i32.load (i32.const 20)) (local.get $address) (local.get $length)
+        (local.get $address) (local.get $length) (i32.const 32))";
+    let open = "(call $open (local.get $address) (local.get $length) (i32.const 16))";
+    let close = "(call $close (i32.load (i32.const 20)))";
+    for (calls, expected) in [
+        (vec![open, set, get], Ok(b"default".to_vec())),
+        (vec![open, get], Err(Error1::NoSuchKey)),
+        (vec![open, close, get], Err(Error1::InvalidStore)),
+        (vec![get], Err(Error1::InvalidStore)),
+    ] {
+        let body = calls.join("\n");
+        for flavor in [Flavor::Plain, Flavor::Concurrent] {
+            let result: Result<Vec<u8>, Error1> =
+                unversioned(&body).call(flavor, grants(&["default"]), "default").await;
+            assert_eq!(result, expected, "{body}");
+        }
+    }
 }

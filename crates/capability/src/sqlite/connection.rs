@@ -27,7 +27,9 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::file::BUSY_TIMEOUT_MS;
 use super::guard::{self, Clock, Marks};
-use super::{Link, QueryResult, RESULT_MAX_BYTES, Row, STATEMENT_MAX_BYTES, STATEMENT_MAX_MS, SqlError, Value};
+use super::{
+    Link, QueryResult, RESULT_MAX_BYTES, Row, STATEMENT_MAX_BYTES, STATEMENT_MAX_MS, SqlError, Value,
+};
 
 /// How far a statement runs ahead of the guest that reads its rows: enough
 /// that neither waits for the other at each batch.
@@ -86,7 +88,11 @@ enum Started {
     /// It writes, and must not before it has the write turn.
     NeedsWriteTurn(OwnedMutexGuard<Slot>),
     Done(Result<QueryResult, SqlError>),
-    Streaming { columns: Vec<String>, batches: mpsc::UnboundedReceiver<Batched>, flow: Arc<Flow> },
+    Streaming {
+        columns: Vec<String>,
+        batches: mpsc::UnboundedReceiver<Batched>,
+        flow: Arc<Flow>,
+    },
 }
 
 /// Rows with their size, or why there are no more.

@@ -79,14 +79,19 @@ pub(crate) fn set_write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
 }
 
-/// Makes commits durable and the database bounded.
-pub(crate) fn set_durable(connection: &Connection) -> rusqlite::Result<()> {
+/// Makes commits durable and the database bounded; returns the bound in pages.
+pub(crate) fn set_durable(connection: &Connection) -> rusqlite::Result<u64> {
     let page_bytes: u32 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-    let pages = DATABASE_MAX_BYTES / u64::from(page_bytes.max(512));
-    // `fullfsync` matters on macOS, where a plain fsync stops at the drive's
-    // cache.
-    connection.execute_batch(&format!(
-        "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
-        PRAGMA max_page_count = {pages}"
-    ))
+    let pages_count = DATABASE_MAX_BYTES / u64::from(page_bytes.max(512));
+    set_durable_with(connection, pages_count)?;
+    Ok(pages_count)
+}
+
+/// The same for one connection of many, when the bound is known.
+pub(crate) fn set_durable_with(connection: &Connection, pages_count: u64) -> rusqlite::Result<()> {
+    // There a plain fsync stops at the drive's cache.
+    #[cfg(target_os = "macos")]
+    connection.execute_batch("PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON")?;
+    connection
+        .execute_batch(&format!("PRAGMA synchronous = FULL; PRAGMA main.max_page_count = {pages_count}"))
 }

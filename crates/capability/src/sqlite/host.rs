@@ -5,9 +5,7 @@
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use wasmtime::StoreContextMut;
-use wasmtime::component::{
-    Accessor, ComponentType, Lift, Linker, LinkerInstance, Resource, ResourceType,
-};
+use wasmtime::component::{Accessor, ComponentType, Lift, Linker, LinkerInstance, Resource, ResourceType};
 
 use super::connection::{Connection, Streamed};
 use super::{CONNECTIONS_MAX_COUNT, Row, SqlError, Value};
@@ -157,9 +155,7 @@ fn add_version_3_1(instance: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<
                     Err(cause) => Err(cause),
                 };
                 let (columns, rows): (_, BoxStream<'static, Result<Vec<Row>, SqlError>>) = match streamed {
-                    Ok(Streamed::Whole(result)) => {
-                        (result.columns, stream::iter([Ok(result.rows)]).boxed())
-                    }
+                    Ok(Streamed::Whole(result)) => (result.columns, stream::iter([Ok(result.rows)]).boxed()),
                     Ok(Streamed::Parts { columns, rows }) => (columns, rows.pages().boxed()),
                     Err(cause) => return Ok((Err(cause),)),
                 };
@@ -171,7 +167,8 @@ fn add_version_3_1(instance: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<
     instance.func_wrap_concurrent(
         "[method]connection.last-insert-rowid-async",
         |accessor: &Accessor<Host>, (place,): (Resource<Connection>,)| {
-            let rowid = accessor.with(|mut access| Ok((access.get().table.get(&place)?.last_insert_rowid(),)));
+            let rowid =
+                accessor.with(|mut access| Ok((access.get().table.get(&place)?.last_insert_rowid(),)));
             Box::pin(async move { rowid })
         },
     )?;

@@ -110,6 +110,8 @@ struct Database {
     /// Keeps a database in memory from vanishing, and a file's write-ahead log
     /// from being folded into the file whenever the last guest leaves.
     anchor: Mutex<rusqlite::Connection>,
+    /// How large it may become.
+    pages_max_count: u64,
     /// Held by the connection that writes. SQLite would let writers poll for
     /// their turn; here they queue up, in order and without a thread.
     write_turn: Arc<Semaphore>,
@@ -297,17 +299,16 @@ impl Database {
         if let Location::File(_) = location {
             file::set_write_ahead(&anchor)?;
         }
-        file::set_durable(&anchor)?;
+        let pages_max_count = file::set_durable(&anchor)?;
         let write_turn = Arc::new(Semaphore::new(1));
-        Ok(Self { location, anchor: Mutex::new(anchor), write_turn, threads })
+        Ok(Self { location, anchor: Mutex::new(anchor), pages_max_count, write_turn, threads })
     }
 
     /// A connection of its own. Costs some 50 microseconds.
     fn connect(&self, may_create_attached: bool) -> rusqlite::Result<rusqlite::Connection> {
-        let flags =
-            if may_create_attached { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
+        let flags = if may_create_attached { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
         let connection = open(&self.location, flags)?;
-        file::set_durable(&connection)?;
+        file::set_durable_with(&connection, self.pages_max_count)?;
         Ok(connection)
     }
 }

@@ -142,8 +142,11 @@ async fn files_of_the_host_are_out_of_reach() {
         "SELECT writefile('x', 'y')".into(),
         "SELECT readfile('/etc/passwd')".into(),
     ] {
-        let parameters =
-            if statement.contains('?') && statement.contains("ATTACH ?") { vec![Value::Text(path.to_string())] } else { vec![] };
+        let parameters = if statement.contains('?') && statement.contains("ATTACH ?") {
+            vec![Value::Text(path.to_string())]
+        } else {
+            vec![]
+        };
         connection.execute(statement.clone(), parameters).await.expect_err(&statement);
         assert!(!outside.exists(), "{statement}");
     }
@@ -184,7 +187,8 @@ async fn settings_of_the_host_stay() {
 async fn memory_is_bounded() {
     let fixture = Fixture::new();
     let connection = fixture.connect();
-    let too_large = "SELECT zeroblob(60000000) UNION ALL SELECT zeroblob(60000001) UNION ALL SELECT zeroblob(60000002)";
+    let too_large =
+        "SELECT zeroblob(60000000) UNION ALL SELECT zeroblob(60000001) UNION ALL SELECT zeroblob(60000002)";
     assert_eq!(io(execute(&connection, too_large).await), "the result exceeds the limit of 134217728 bytes");
     assert!(io(execute(&connection, "SELECT length(zeroblob(100000000))").await).contains("too big"));
     execute(&connection, "CREATE TEMP TABLE t (a)").await.unwrap();
@@ -306,7 +310,8 @@ async fn a_stream_that_is_dropped_frees_its_thread() {
 async fn a_stream_that_fails_says_so_at_its_end() {
     let fixture = Fixture::new();
     let connection = fixture.connect();
-    let fails = LONG.replace("SELECT i, ", "SELECT i, abs(CASE i WHEN 150000 THEN -9223372036854775808 ELSE 1 END), ");
+    let fails = LONG
+        .replace("SELECT i, ", "SELECT i, abs(CASE i WHEN 150000 THEN -9223372036854775808 ELSE 1 END), ");
     let Streamed::Parts { rows, .. } = connection.stream(fails, vec![]).await.unwrap() else {
         unreachable!("the result is long")
     };
@@ -341,8 +346,7 @@ async fn files_may_be_attached_where_the_operator_allows_it() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("main.db");
     let config = DatabaseConfig::Spin { path: Some(path), allow_attach_file: true };
-    let databases =
-        Databases::open(None, &IndexMap::from([("default".to_owned(), config)])).unwrap();
+    let databases = Databases::open(None, &IndexMap::from([("default".to_owned(), config)])).unwrap();
     let connection = connect(&databases);
     let other = directory.path().join("other.db");
     execute(&connection, &format!("ATTACH '{}' AS other", other.display())).await.unwrap();
@@ -363,6 +367,7 @@ async fn measure() {
     let connection = connect(&databases);
     execute(&connection, "CREATE TABLE t (id INTEGER PRIMARY KEY, a)").await.unwrap();
     execute(&connection, "INSERT INTO t (a) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000) SELECT 'text ' || i FROM n").await.unwrap();
+    let path = directory.path().join(DEFAULT_FILE_NAME);
     let each = |start: Instant, count: f64| start.elapsed().as_secs_f64() * 1e6 / count;
 
     let start = Instant::now();
@@ -371,8 +376,16 @@ async fn measure() {
     }
     println!("open and close: {:.1} us", each(start, 1000.0));
     let start = Instant::now();
+    for _ in 0..1000 {
+        file::open(&path).unwrap();
+    }
+    println!("of it without settings: {:.1} us", each(start, 1000.0));
+    let start = Instant::now();
     for index in 0..2000 {
-        connect(&databases).execute("SELECT * FROM t WHERE id = ?".into(), vec![Value::Integer(index)]).await.unwrap();
+        connect(&databases)
+            .execute("SELECT * FROM t WHERE id = ?".into(), vec![Value::Integer(index)])
+            .await
+            .unwrap();
     }
     println!("point select, a connection each: {:.1} us", each(start, 2000.0));
     let start = Instant::now();
