@@ -102,7 +102,7 @@ pub(super) struct Database {
     written: Arc<Written>,
 }
 
-/// What a writer has done so far, for tests and measurements.
+/// What a writer has done so far: how much its transactions gather.
 #[derive(Default)]
 struct Written {
     changes_count: AtomicU64,
@@ -250,6 +250,12 @@ impl Drop for Database {
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
+        tracing::debug!(
+            path = %self.path.display(),
+            changes = self.written.changes_count.load(Ordering::Relaxed),
+            transactions = self.written.transactions_count.load(Ordering::Relaxed),
+            "key-value file closed"
+        );
     }
 }
 

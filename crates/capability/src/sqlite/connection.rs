@@ -297,7 +297,7 @@ impl Inner {
             return Ok(None);
         }
         bind(statement, &request.parameters).map_err(|cause| self.error(cause))?;
-        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let mut output = Output::new(self, columns, request.may_stream && is_readonly, started);
         let columns_count = output.columns.len();
         let mut rows = statement.raw_query();
