@@ -23,7 +23,7 @@ pub(crate) fn print_error(error: &Error) {
 /// Prints what is wrong with a file that a person wrote, with the lines in question.
 pub(crate) fn print_diagnostics(diagnostics: &wisp_manifest::Diagnostics) {
     let rendered = diagnostics.render(has_color(), DEFAULT_WIDTH_COLUMNS);
-    print(&rendered);
+    print(&format!("{}\n", rendered.trim_end()));
 }
 
 /// Prints a line for people.
