@@ -202,12 +202,14 @@ fn whole(bytes: Bytes) -> WasiBody {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+    use futures::FutureExt as _;
+
     use super::*;
 
     fn parse(text: &'static str) -> Result<(u16, Vec<String>, String), OutputError> {
         let response = parse_output(Bytes::from_static(text.as_bytes()))?;
         let (parts, body) = response.into_parts();
-        let body = futures::executor::block_on(body.collect()).unwrap().to_bytes();
+        let body = body.collect().now_or_never().unwrap().unwrap().to_bytes();
         let headers = parts.headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap()));
         Ok((parts.status.as_u16(), headers.collect(), String::from_utf8(body.to_vec()).unwrap()))
     }
