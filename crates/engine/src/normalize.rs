@@ -386,7 +386,8 @@ mod tests {
 
     #[test]
     fn other_release_candidates_are_left_alone() {
-        let (names, _) = names_after(r#"(component (import "wasi:random/random@0.3.0-rc-2025-09-16" (instance)))"#);
+        let (names, _) =
+            names_after(r#"(component (import "wasi:random/random@0.3.0-rc-2025-09-16" (instance)))"#);
         assert_eq!(names, ["wasi:random/random@0.3.0-rc-2025-09-16"]);
     }
 

@@ -7,8 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 use wisp_capability::{
-    Grants, Linkers,
-    key_value, outbound,
+    Grants, Linkers, key_value, outbound,
     outbound_http::{self, LocalSlot},
     sqlite,
     variables::{self, Providers, Resolver},
@@ -61,8 +60,7 @@ impl Node {
         let state_dir = settings.state_dir.as_deref();
         let images = settings.image_dir.as_ref().map(ImageStore::open).transpose()?;
         let engine = Engine::new(&settings.engine, images)?;
-        let linkers =
-            Linkers::new(&engine).map_err(|cause| wisp_engine::Error::Configuration { cause })?;
+        let linkers = Linkers::new(&engine).map_err(|cause| wisp_engine::Error::Configuration { cause })?;
         let logs = Logs::new(LogSettings {
             directory: settings.log_dir.clone(),
             truncate: settings.truncate_logs,

@@ -10,11 +10,7 @@ use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use wisp_capability::{variables, wasi::logs::Follow};
 use wisp_engine::EngineConfig;
-use wisp_manifest::{
-    App, Checked, Diagnostics, RuntimeConfig,
-    model::Reuse,
-    runtime_config::Directory,
-};
+use wisp_manifest::{App, Checked, Diagnostics, RuntimeConfig, model::Reuse, runtime_config::Directory};
 use wisp_node::{AppSettings, Node, NodeSettings};
 use wisp_trigger::http::{AdmissionLimits, HttpApp, Server, ServerConfig, TlsFiles};
 
@@ -483,7 +479,8 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits_end);
-    let number: u64 = number.parse().map_err(|_| "expected a number with a unit, such as `30s`".to_owned())?;
+    let number: u64 =
+        number.parse().map_err(|_| "expected a number with a unit, such as `30s`".to_owned())?;
     match unit.trim() {
         "" | "s" => Ok(Duration::from_secs(number)),
         "ms" => Ok(Duration::from_millis(number)),
@@ -496,9 +493,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// The user's cache folder, or a temporary one for users without a home.
 fn user_cache_dir() -> PathBuf {
-    let from = |variable: &str| {
-        std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
-    };
+    let from =
+        |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     from("XDG_CACHE_HOME")
         .or_else(|| from("HOME").map(|home| home.join(".cache")))
         .unwrap_or_else(|| std::env::temp_dir().join("wisp-cache"))
