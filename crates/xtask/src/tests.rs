@@ -81,8 +81,9 @@ impl Counts {
 fn ignored_test(line: &str) -> Option<(String, String)> {
     let (name, outcome) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
     let why = outcome.strip_prefix(", ").unwrap_or("it is ignored");
-    // An example that is only shown is no test that could have run.
-    if outcome.is_empty() && name.contains(" - ") {
+    // An example that is only shown is no test that could have run, nor is what
+    // only uses the harness: a measurement, the child process of a test.
+    if (outcome.is_empty() && name.contains(" - ")) || why.starts_with("not a test: ") {
         return None;
     }
     Some((name.to_owned(), why.to_owned()))

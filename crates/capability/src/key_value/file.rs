@@ -807,7 +807,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "the child process of `acknowledged_changes_survive_kill`; runs until it is killed"]
+    #[ignore = "not a test: the child process of `acknowledged_changes_survive_kill`; runs until it is killed"]
     fn crash_child() {
         let directory = std::env::var_os(CRASH_DIRECTORY).unwrap();
         let round = std::env::var("WISP_TEST_CRASH_ROUND").unwrap();

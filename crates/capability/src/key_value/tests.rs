@@ -232,7 +232,7 @@ async fn labels_may_share_a_file_and_keys_are_kept() {
 /// Prints what reads and writes cost:
 /// `cargo test --release -p wisp-capability measure -- --ignored --nocapture`.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "not a test: a measurement"]
 #[expect(clippy::print_stdout, reason = "a measurement")]
 fn measure() {
     use std::time::Instant;

@@ -358,7 +358,7 @@ async fn files_may_be_attached_where_the_operator_allows_it() {
 /// Prints what connections and statements cost:
 /// `cargo test --release -p wisp-capability measure -- --ignored --nocapture`.
 #[tokio::test]
-#[ignore = "a measurement"]
+#[ignore = "not a test: a measurement"]
 #[expect(clippy::print_stdout, reason = "a measurement")]
 async fn measure() {
     use std::time::Instant;
