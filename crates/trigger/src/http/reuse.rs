@@ -28,8 +28,11 @@ pub(super) struct Instance<P> {
 /// instance whose memory its core has in cache, and never waits for another.
 pub(super) struct ReusePool<P> {
     settings: Reuse,
-    shards: Vec<Mutex<Vec<(Instance<P>, Instant)>>>,
+    shards: Vec<Shard<P>>,
 }
+
+/// Instances with the time since when they are idle, oldest first.
+type Shard<P> = Mutex<Vec<(Instance<P>, Instant)>>;
 
 impl<P> ReusePool<P> {
     pub(super) fn new(settings: Reuse) -> Self {
@@ -72,7 +75,7 @@ impl<P> ReusePool<P> {
         self.settings.idle_timeout
     }
 
-    fn shard(&self) -> &Mutex<Vec<(Instance<P>, Instant)>> {
+    fn shard(&self) -> &Shard<P> {
         &self.shards[thread_number() % self.shards.len()]
     }
 }
