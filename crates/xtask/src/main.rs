@@ -13,7 +13,7 @@
 //! it compiles in seconds where the engine takes minutes.
 //!
 //! # The life of a chore
-//! A [`Chore`](chore::Chore) is made when `main` starts. It knows the folders
+//! A [`Chore`] is made when `main` starts. It knows the folders
 //! of the project and collects the [steps](chore::Chore::step), in order, with
 //! the time each took, and the checks that had to be skipped. Commands that a
 //! step runs are echoed, and show their own output. At the end the chore

@@ -99,7 +99,7 @@ pub enum Swap {
 /// One key-value store: what a backend implements.
 ///
 /// Callers check [`KEY_MAX_BYTES`], [`VALUE_MAX_BYTES`] and
-/// [`BATCH_MAX_COUNT`] (see [`Checked`]); backends check [`RESULT_MAX_BYTES`], which only
+/// [`BATCH_MAX_COUNT`] (see `Checked`); backends check [`RESULT_MAX_BYTES`], which only
 /// they can know. A change is durable when its future is ready. Dropping the
 /// future leaves open whether the change happens.
 pub trait Store: Send + Sync {
@@ -128,7 +128,7 @@ pub trait Store: Send + Sync {
     /// Removes keys, all or none.
     fn delete_many(&self, keys: Vec<String>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Adds to the number at a key and returns the sum. See [`add`].
+    /// Adds to the number at a key and returns the sum. See `add`.
     fn increment(&self, key: String, delta: i64) -> BoxFuture<'_, Result<i64, StoreError>>;
 
     /// Sets a key if its value is still `expected`.

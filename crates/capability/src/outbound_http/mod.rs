@@ -7,7 +7,7 @@
 //!    host, stays in the process and goes to the app's trigger, see
 //!    [`LocalDispatch`].
 //! 2. Any other is checked against the component's `allowed_outbound_hosts`
-//!    ([`outbound`](crate::outbound)); a refusal is `HTTP-request-denied`.
+//!    ([`outbound`]); a refusal is `HTTP-request-denied`.
 //! 3. A connection that waits in the pool is taken, or one is opened: the name
 //!    is resolved, the addresses are checked against blocked networks, and
 //!    those addresses are connected to. TLS and HTTP/2 are agreed on there.

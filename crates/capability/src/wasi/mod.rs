@@ -4,7 +4,7 @@
 //! what a component finds behind them.
 //!
 //! A [`Grant`] is made once per component: it opens the component's directories
-//! and its logs, so that an instance costs no system call. [`Grant::context`]
+//! and its logs, so that an instance costs no system call. `Grant::context`
 //! then puts together the context of one instance from what is already open; a
 //! component without files, environment or logs pays for none of them.
 //!
