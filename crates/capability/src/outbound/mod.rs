@@ -160,8 +160,8 @@ impl Grant {
         self.filter(&destination, [address]).map(drop)
     }
 
-    /// Whether the component may send requests to other components of its own
-    /// app: to itself through `self`, or to the named one.
+    /// Whether the component may send requests within its own app: to the app's
+    /// routes (`self`), or to the named component.
     ///
     /// # Errors
     /// [`Error::DestinationNotAllowed`].
@@ -176,7 +176,9 @@ impl Grant {
                 let port = if scheme == "https" { 443 } else { 80 };
                 self.inner.allowed.allows(scheme, &host, port)
             }
-            None => self.inner.allowed.allows_self(scheme),
+            // Nothing is sent, so either entry allows both; a relative URL has
+            // no scheme at all.
+            None => ["http", "https"].iter().any(|scheme| self.inner.allowed.allows_self(scheme)),
         };
         if allowed {
             return Ok(());
@@ -532,7 +534,7 @@ mod tests {
     fn requests_within_the_app_need_permission() {
         let to_self = grant(&["http://self"], &[], Limits::default());
         to_self.check_local("http", None).unwrap();
-        assert!(to_self.check_local("https", None).is_err());
+        to_self.check_local("https", None).unwrap();
         assert!(to_self.check_local("http", Some("cart")).is_err());
         let chained = grant(&["http://cart.spin.internal"], &[], Limits::default());
         chained.check_local("http", Some("cart")).unwrap();

@@ -1,10 +1,18 @@
 //! Requests that never leave the process: to other components of the app.
 
 use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 /// How many components may have called each other to bring a request about.
@@ -63,6 +71,112 @@ impl LocalDepth {
     /// One call further, unless that is too far.
     pub(super) fn deeper(self) -> Option<Self> {
         (self.0 < MAX_LOCAL_DEPTH_COUNT).then_some(Self(self.0 + 1))
+    }
+}
+
+/// Runs a request within the app, in a task of its own.
+///
+/// Wasmtime does not let one guest run while another one is being polled, and
+/// that is where the guest that asks waits for this. So neither the answer nor
+/// its body is polled here; both arrive over channels.
+pub(super) async fn run(
+    dispatch: Arc<dyn LocalDispatch>,
+    target: LocalTarget,
+    request: Request<WasiBody>,
+) -> Result<Response<WasiBody>, HttpError> {
+    let (answer, answered) = oneshot::channel();
+    let (frames, received) = mpsc::channel(1);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let is_over_there = is_over.clone();
+    let task = tokio::spawn(async move {
+        match dispatch.dispatch(target, request).await {
+            Ok(response) => {
+                let (parts, body) = response.into_parts();
+                let size = body.size_hint();
+                let is_empty = body.is_end_stream();
+                is_over_there.store(is_empty, Ordering::Release);
+                if answer.send(Ok((parts, size, is_empty))).is_ok() {
+                    forward(body, &frames, &is_over_there).await;
+                }
+            }
+            Err(error) => {
+                is_over_there.store(true, Ordering::Release);
+                // Nobody to tell if the guest that asked is gone.
+                drop(answer.send(Err(error)));
+            }
+        }
+    });
+    let task = AbortUnlessOver { task: task.abort_handle(), is_over };
+    let (parts, size, is_empty) = answered.await.map_err(|_| HttpError::InternalError(None))??;
+    let body = LocalBody { frames: received, size, is_empty, _task: task };
+    Ok(Response::from_parts(parts, body.boxed_unsync()))
+}
+
+/// Reads a body to its end; whoever receives it sets the pace.
+async fn forward(
+    mut body: WasiBody,
+    frames: &mpsc::Sender<Result<Frame<Bytes>, HttpError>>,
+    is_over: &AtomicBool,
+) {
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() || body.is_end_stream() {
+            is_over.store(true, Ordering::Release);
+        }
+        if frames.send(frame).await.is_err() {
+            return;
+        }
+    }
+    is_over.store(true, Ordering::Release);
+}
+
+/// A body that another task reads from the guest that writes it.
+struct LocalBody {
+    frames: mpsc::Receiver<Result<Frame<Bytes>, HttpError>>,
+    /// What is still to come.
+    size: SizeHint,
+    is_empty: bool,
+    _task: AbortUnlessOver,
+}
+
+/// Ends the answering guest if the asking one loses interest before the end.
+struct AbortUnlessOver {
+    task: AbortHandle,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Drop for AbortUnlessOver {
+    fn drop(&mut self) {
+        if !self.is_over.load(Ordering::Acquire) {
+            self.task.abort();
+        }
+    }
+}
+
+impl Body for LocalBody {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        let frame = std::task::ready!(self.frames.poll_recv(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Some(size) = self.size.exact()
+        {
+            let read = u64::try_from(data.len()).unwrap_or(u64::MAX);
+            self.size = SizeHint::with_exact(size.saturating_sub(read));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_empty
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.size.clone()
     }
 }
 

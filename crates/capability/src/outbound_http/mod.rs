@@ -221,7 +221,7 @@ impl Grant {
         let dispatch = self.inner.local.get().ok_or(HttpError::DestinationUnavailable)?;
         request.extensions_mut().insert(depth);
         let first_byte_timeout = client::bounded(options.first_byte_timeout);
-        let response = tokio::time::timeout(first_byte_timeout, dispatch.dispatch(target, request))
+        let response = tokio::time::timeout(first_byte_timeout, local::run(dispatch, target, request))
             .await
             .map_err(|_| HttpError::ConnectionReadTimeout)??;
         Ok((response, Box::new(std::future::ready(Ok(())))))

@@ -52,9 +52,14 @@ fn handle(
 ) -> wasmtime::Result<Result<Resource<HostFutureIncomingResponse>, p2::ErrorCode>> {
     let mut view = host.http();
     let incomplete = view.table.get_mut(&request)?;
-    if incomplete.authority.as_deref().is_none_or(str::is_empty) {
+    // Some SDKs put `:443` where there is no host.
+    if incomplete
+        .authority
+        .as_deref()
+        .is_none_or(|authority| authority.is_empty() || authority.starts_with(':'))
+    {
         incomplete.authority = Some(SELF_AUTHORITY.into());
-        incomplete.scheme.get_or_insert(p2::Scheme::Http);
+        incomplete.scheme = Some(p2::Scheme::Http);
     }
     if incomplete.path_with_query.as_deref().is_none_or(str::is_empty) {
         incomplete.path_with_query = Some("/".into());
@@ -72,9 +77,9 @@ async fn send(
 ) -> wasmtime::Result<Result<Resource<p3::Response>, p3::ErrorCode>> {
     store.with(|mut access| {
         let incomplete = access.get().http().table.get_mut(&request)?;
-        if incomplete.authority.is_none() {
+        if incomplete.authority.as_ref().is_none_or(|authority| authority.host().is_empty()) {
             incomplete.authority = Some(Authority::from_static(SELF_AUTHORITY));
-            incomplete.scheme.get_or_insert(Scheme::HTTP);
+            incomplete.scheme = Some(Scheme::HTTP);
         }
         incomplete.path_with_query.get_or_insert(PathAndQuery::from_static("/"));
         wasmtime::error::Ok(())

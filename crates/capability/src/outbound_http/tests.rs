@@ -750,10 +750,77 @@ async fn requests_within_the_app_stay_there() {
     let targets = std::mem::take(&mut *circle.targets.lock().unwrap());
     assert_eq!(targets, [LocalTarget::Route, LocalTarget::Component("cart".into())]);
     assert_refused!(guest.get("http://stock.spin.internal/leaf").await, HttpError::HttpRequestDenied);
-    assert_refused!(guest.get("https://self.alt/leaf").await, HttpError::HttpRequestDenied);
+    let nobody = Guest::of(Arc::default(), "shop", &["http://cart.spin.internal"], &[], local.clone());
+    assert_refused!(nobody.get("http://self.alt/leaf").await, HttpError::HttpRequestDenied);
 
     // A circle ends.
     circle.calls_count.store(0, Ordering::SeqCst);
     assert_refused!(guest.get("http://self.alt/again").await, HttpError::LoopDetected);
     assert_eq!(circle.calls_count.load(Ordering::SeqCst), usize::from(MAX_LOCAL_DEPTH_COUNT));
+}
+
+/// A trigger that answers with a body it is given.
+struct Answering {
+    body: Mutex<Option<WasiBody>>,
+    task: Mutex<Option<tokio::task::Id>>,
+}
+
+impl LocalDispatch for Answering {
+    fn dispatch(
+        &self,
+        _: LocalTarget,
+        _: Request<WasiBody>,
+    ) -> BoxFuture<'static, Result<Answer, HttpError>> {
+        *self.task.lock().unwrap() = tokio::task::try_id();
+        let body = self.body.lock().unwrap().take().unwrap();
+        async { Ok(Response::new(body)) }.boxed()
+    }
+}
+
+fn answering(body: WasiBody) -> (Guest, Arc<Answering>) {
+    let local = LocalSlot::default();
+    let trigger = Arc::new(Answering { body: Mutex::new(Some(body)), task: Mutex::default() });
+    local.set(Arc::downgrade(&(trigger.clone() as Arc<dyn LocalDispatch>)));
+    (Guest::of(Arc::default(), "shop", &["http://self"], &[], local), trigger)
+}
+
+#[tokio::test]
+async fn answers_from_within_the_app_stream() {
+    let (sender, body) = channel();
+    let (guest, trigger) = answering(body);
+    tokio::spawn(async move {
+        let mut body = guest.get("http://self.alt/").await.unwrap().into_body();
+        for number in 0..10 {
+            let piece = Bytes::from(format!("piece {number}"));
+            sender.send(Ok(Frame::data(piece.clone()))).await.unwrap();
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), piece);
+        }
+        sender.send(Err(HttpError::HttpProtocolError)).await.unwrap();
+        assert_refused!(body.frame().await.unwrap(), HttpError::HttpProtocolError);
+        // A guest must not be polled where another one is.
+        let asking = tokio::task::try_id();
+        assert_ne!(*trigger.task.lock().unwrap(), asking);
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn the_length_of_an_answer_from_within_the_app_is_known() {
+    let (guest, _trigger) = answering(text("hello"));
+    let mut body = guest.get("http://self.alt/").await.unwrap().into_body();
+    assert_eq!(http_body::Body::size_hint(&body).exact(), Some(5));
+    body.frame().await.unwrap().unwrap();
+    assert_eq!(http_body::Body::size_hint(&body).exact(), Some(0));
+    let (guest, _trigger) = answering(empty());
+    assert!(http_body::Body::is_end_stream(&guest.get("http://self.alt/").await.unwrap().into_body()));
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_wants_ends_its_guest() {
+    let (sender, body) = channel();
+    let (guest, _trigger) = answering(body);
+    drop(guest.get("http://self.alt/").await.unwrap());
+    // Returns when the body, which stands for its guest, is dropped.
+    sender.closed().await;
 }
