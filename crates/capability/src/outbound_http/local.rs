@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
@@ -19,6 +19,14 @@ use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 /// Deeper than any sensible chain, and few enough that a circle of components
 /// does not take up all instances before it is found.
 pub const MAX_LOCAL_DEPTH_COUNT: u8 = 16;
+
+/// How much of an answer waits here while the guest that asks does not read.
+/// As much as a socket would hold: guests that send all of a request before
+/// they read any of its answer work over a network, so they should here.
+const BUFFERED_BYTES: u32 = 256 * 1024;
+
+/// In how many pieces it may be.
+const BUFFERED_FRAMES_COUNT: usize = 64;
 
 /// Whom a request within the app is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +93,7 @@ pub(super) async fn run(
     request: Request<WasiBody>,
 ) -> Result<Response<WasiBody>, HttpError> {
     let (answer, answered) = oneshot::channel();
-    let (frames, received) = mpsc::channel(1);
+    let (frames, received) = mpsc::channel(BUFFERED_FRAMES_COUNT);
     let is_over = Arc::new(AtomicBool::new(false));
     let is_over_there = is_over.clone();
     let task = tokio::spawn(async move {
@@ -113,25 +121,31 @@ pub(super) async fn run(
 }
 
 /// Reads a body to its end; whoever receives it sets the pace.
-async fn forward(
-    mut body: WasiBody,
-    frames: &mpsc::Sender<Result<Frame<Bytes>, HttpError>>,
-    is_over: &AtomicBool,
-) {
+async fn forward(mut body: WasiBody, frames: &mpsc::Sender<Waiting>, is_over: &AtomicBool) {
+    let room = Arc::new(Semaphore::new(usize::try_from(BUFFERED_BYTES).unwrap_or(usize::MAX)));
     while let Some(frame) = body.frame().await {
         if frame.is_err() || body.is_end_stream() {
             is_over.store(true, Ordering::Release);
         }
-        if frames.send(frame).await.is_err() {
+        let length = frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+        let length = u32::try_from(length).unwrap_or(u32::MAX).min(BUFFERED_BYTES);
+        let Ok(place) = room.clone().acquire_many_owned(length).await else { return };
+        if frames.send(Waiting { frame, _place: place }).await.is_err() {
             return;
         }
     }
     is_over.store(true, Ordering::Release);
 }
 
+/// A piece of a body, and its part of [`BUFFERED_BYTES`].
+struct Waiting {
+    frame: Result<Frame<Bytes>, HttpError>,
+    _place: OwnedSemaphorePermit,
+}
+
 /// A body that another task reads from the guest that writes it.
 struct LocalBody {
-    frames: mpsc::Receiver<Result<Frame<Bytes>, HttpError>>,
+    frames: mpsc::Receiver<Waiting>,
     /// What is still to come.
     size: SizeHint,
     is_empty: bool,
@@ -160,7 +174,7 @@ impl Body for LocalBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
-        let frame = std::task::ready!(self.frames.poll_recv(context));
+        let frame = std::task::ready!(self.frames.poll_recv(context)).map(|waiting| waiting.frame);
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
             && let Some(size) = self.size.exact()
@@ -176,7 +190,7 @@ impl Body for LocalBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size.clone()
+        self.size
     }
 }
 

@@ -824,3 +824,18 @@ async fn an_answer_that_nobody_wants_ends_its_guest() {
     // Returns when the body, which stands for its guest, is dropped.
     sender.closed().await;
 }
+
+#[tokio::test]
+async fn an_answer_from_within_the_app_waits_for_its_reader() {
+    let produced = Arc::new(AtomicUsize::new(0));
+    let (guest, _trigger) = answering(endless(produced.clone()));
+    let mut body = guest.get("http://self.alt/").await.unwrap().into_body();
+    let mut read = 0;
+    while read < 4 * 1024 * 1024 {
+        read += body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+        // The buffer, and the pieces in the hands of the two tasks.
+        assert!(produced.load(Ordering::SeqCst) <= read + 256 * 1024 + 2 * 16 * 1024);
+        tokio::task::yield_now().await;
+    }
+    assert!(produced.load(Ordering::SeqCst) > read);
+}
