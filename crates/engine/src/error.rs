@@ -37,21 +37,19 @@ pub enum Error {
         message: String,
     },
     /// The store of compiled images cannot be used.
-    #[error("the compiled-image store `{}` cannot be used", path.display())]
+    #[error("the compiled-image store `{}` cannot be used: {cause}", path.display())]
     ImageStore {
         /// The file or folder in question.
         path: PathBuf,
         /// What the operating system said.
-        #[source]
         cause: std::io::Error,
     },
     /// The source file cannot be read.
-    #[error("`{}` cannot be read", path.display())]
+    #[error("`{}` cannot be read: {cause}", path.display())]
     Read {
         /// The source file.
         path: PathBuf,
         /// What the operating system said.
-        #[source]
         cause: std::io::Error,
     },
     /// The source is larger than Wisp accepts.
