@@ -200,10 +200,10 @@ struct EngineFlags {
     max_instance_memory: Option<u64>,
 
     /// Where compiled components are kept [default: `wisp` in the user's cache folder].
-    #[arg(long, value_name = "DIR", env = "WISP_CACHE_DIR", conflicts_with = "disable_cache")]
+    #[arg(long, value_name = "DIR", env = "WISP_CACHE_DIR")]
     cache_dir: Option<PathBuf>,
 
-    /// Compile at every start.
+    /// Compile at every start, and keep nothing.
     #[arg(long)]
     disable_cache: bool,
 
