@@ -1,0 +1,62 @@
+//! What the command says about itself.
+
+use crate::harness::{Finished, finish, wisp};
+
+fn run(arguments: &[&str]) -> Finished {
+    let mut command = wisp();
+    command.args(arguments).env("COLUMNS", "80");
+    finish(command)
+}
+
+/// Help of 80 columns on standard output.
+fn help(arguments: &[&str]) -> String {
+    let finished = run(arguments);
+    assert!(finished.status.success());
+    assert_eq!(finished.stderr, "");
+    for line in finished.stdout.lines() {
+        assert!(line.chars().count() <= 80, "longer than 80 columns: {line}");
+    }
+    finished.stdout
+}
+
+#[test]
+fn help_of_wisp() {
+    insta::assert_snapshot!(help(&["--help"]));
+}
+
+#[test]
+fn help_of_up() {
+    insta::assert_snapshot!(help(&["up", "--help"]));
+}
+
+#[test]
+fn the_version_is_said() {
+    let finished = run(&["--version"]);
+    assert!(finished.status.success());
+    assert_eq!(finished.stdout, format!("wisp {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_usage_is_2_and_on_standard_error() {
+    for arguments in [
+        &[][..],
+        &["no-such-command"],
+        &["up", "--no-such-flag"],
+        &["up", "--quiet", "--follow", "a"],
+        &["up", "-e", "x"],
+    ] {
+        let finished = run(arguments);
+        assert_eq!(finished.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(finished.stdout, "", "{arguments:?}");
+        assert!(!finished.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_filter_for_messages_that_is_none_is_wrong_usage() {
+    let mut command = wisp();
+    command.arg("up").env("WISP_LOG", "wisp=loudest=1");
+    let finished = finish(command);
+    assert_eq!(finished.status.code(), Some(2));
+    assert!(finished.stderr.contains("error[WISP-E0601]"), "{}", finished.stderr);
+}

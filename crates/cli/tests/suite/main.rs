@@ -1,0 +1,33 @@
+//! The suite: drives the real `wisp` binary with real guests.
+//!
+//! One binary, a file per subject. Each test starts a `wisp up` of its own on a
+//! free port, with its own folder, and ends it. Guests are programs from
+//! `guests/`, built by `cargo xtask guests`; `WISP_GUESTS_DIR` says where they
+//! are. A test whose guest was not built says so and is skipped, unless `CI` is
+//! `true`: then it fails.
+//!
+//! Nothing here sleeps to wait for something, and nothing waits without end:
+//! the deadlines are in `harness`.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test ends by panicking, and prints for whoever looks into it"
+)]
+
+mod cli;
+mod compiled_images;
+mod files_and_logs;
+mod guests;
+mod harness;
+mod isolation;
+mod key_value;
+mod load;
+mod malformed;
+mod outbound;
+mod request_shape;
+mod sqlite;
+mod streaming;
+mod variables;
