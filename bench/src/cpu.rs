@@ -99,6 +99,12 @@ pub(crate) fn machine() -> String {
     )
 }
 
+/// How many threads wanted to run on average over the last minute.
+pub(crate) fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_ascii_whitespace().next().unwrap_or("unknown").to_owned()
+}
+
 /// Fields 14 and 15 of `/proc/PID/stat`. Field 2 is the program's name in
 /// parentheses and may hold anything, so counting starts after its last `)`.
 fn user_and_system_ns(stat: &str) -> Option<(u64, u64)> {

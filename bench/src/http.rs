@@ -118,6 +118,7 @@ struct Figures {
     connections: usize,
     rounds: usize,
     machine: String,
+    load_average_before: String,
     wasmtime: String,
     wasmtime_tuned_flags: String,
 }
@@ -148,6 +149,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         ));
     }
     let stage = Stage::set(options, &groups)?;
+    let load_average_before = cpu::load_average();
     let (results, failures) = measure_all(&stage, &groups, options);
     let figures = Figures {
         ratios: ratios(&results),
@@ -156,6 +158,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         connections: options.connections,
         rounds: options.rounds,
         machine: cpu::machine(),
+        load_average_before,
         wasmtime: peer::version(&stage.wasmtime),
         wasmtime_tuned_flags: peer::WASMTIME_TUNED_FLAGS.join(" "),
     };
@@ -546,11 +549,12 @@ fn text(options: &Options, figures: &Figures) -> String {
     let ratios =
         figures.ratios.iter().map(|(name, value)| format!("- `{name}`: {value:.2}\n")).collect::<String>();
     format!(
-        "{}- Peer: {}; tuned means `{}`; reused means an instance serves {REUSE_COUNT} requests\n\n\
+        "{}- Load average before: {}\n- Peer: {}; tuned means `{}`; reused means an instance serves {REUSE_COUNT} requests\n\n\
          CPU is the server process's; the row of the median round is shown, ratios are\n\
          medians over the rounds. See [the bench's README](../README.md) for how to read it.\n\n\
          {}\n## Ratios\n\n{ratios}",
         report::preamble("What a request costs", &command),
+        figures.load_average_before,
         figures.wasmtime,
         figures.wasmtime_tuned_flags,
         table.markdown(),
