@@ -79,13 +79,19 @@ impl Engine {
     /// By the step that failed: not WebAssembly, invalid, cannot be adapted, does
     /// not compile, cannot be stored.
     pub fn load(&self, source: &[u8]) -> Result<LoadedComponent, Error> {
-        self.load_with_digest(source, Digest::of(source))
+        self.load_with_digest(source, Digest::of(source), || {})
     }
 
-    fn load_with_digest(&self, source: &[u8], digest: Digest) -> Result<LoadedComponent, Error> {
+    fn load_with_digest(
+        &self,
+        source: &[u8],
+        digest: Digest,
+        before_compiling: impl FnOnce(),
+    ) -> Result<LoadedComponent, Error> {
         if let Some(loaded) = self.load_image(digest) {
             return Ok(loaded);
         }
+        before_compiling();
         let started = std::time::Instant::now();
         let normalized = normalize::normalize(source)?;
         let flavor = normalized.flavor;
@@ -124,18 +130,25 @@ impl Engine {
 
     /// Loads several components at once, as many at a time as there are cores.
     /// Files of equal content are loaded once. Results are in the order of `paths`.
-    pub fn load_files(&self, paths: &[PathBuf]) -> Vec<Result<LoadedComponent, Arc<Error>>> {
+    ///
+    /// `before_compiling` is called with the position of each file that is about to
+    /// be compiled, which may take seconds, and its size in bytes.
+    pub fn load_files(
+        &self,
+        paths: &[PathBuf],
+        before_compiling: impl Fn(usize, usize) + Sync,
+    ) -> Vec<Result<LoadedComponent, Arc<Error>>> {
         type Slot = Arc<Mutex<Option<Result<LoadedComponent, Arc<Error>>>>>;
 
         let mut slots: HashMap<Digest, Slot> = HashMap::new();
-        let mut work: Vec<(Slot, Digest, Vec<u8>)> = Vec::new();
+        let mut work: Vec<(Slot, usize, Digest, Vec<u8>)> = Vec::new();
         let mut results: Vec<Result<Slot, Arc<Error>>> = Vec::with_capacity(paths.len());
-        for path in paths {
+        for (position, path) in paths.iter().enumerate() {
             results.push(read_source(path).map_err(Arc::new).map(|source| {
                 let digest = Digest::of(&source);
                 let slot = slots.entry(digest).or_insert_with(|| {
                     let slot = Slot::default();
-                    work.push((slot.clone(), digest, source));
+                    work.push((slot.clone(), position, digest, source));
                     slot
                 });
                 slot.clone()
@@ -146,8 +159,11 @@ impl Engine {
         thread::scope(|scope| {
             for _ in 0..cores.min(work.len()) {
                 scope.spawn(|| {
-                    while let Some((slot, digest, source)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let loaded = self.load_with_digest(source, *digest).map_err(Arc::new);
+                    while let Some((slot, position, digest, source)) =
+                        work.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        let announce = || before_compiling(*position, source.len());
+                        let loaded = self.load_with_digest(source, *digest, announce).map_err(Arc::new);
                         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(loaded);
                     }
                 });

@@ -23,6 +23,9 @@ use wisp_trigger::http::{ComponentLimits, ComponentSpec, HttpApp, HttpAppBuilder
 
 use crate::{AppSettings, Error, Errors, NodeSettings, runtime};
 
+/// From this size on, compiling takes long enough to say that it has begun.
+const ANNOUNCED_SOURCE_BYTES: usize = 4 << 20;
+
 /// What all apps of a process share.
 pub struct Node {
     engine: Engine,
@@ -105,7 +108,12 @@ impl Node {
         let files_path = files.as_ref().map(TempDir::path).or(settings.files_dir.as_deref());
 
         let paths: Vec<PathBuf> = wanted.iter().map(|wanted| wanted.path.clone()).collect();
-        let loaded = self.engine.load_files(&paths);
+        let loaded = self.engine.load_files(&paths, |position, size_bytes| {
+            if size_bytes >= ANNOUNCED_SOURCE_BYTES {
+                let size_mib = size_bytes >> 20;
+                tracing::info!(component = %wanted[position].component.id, "compiling {size_mib} MiB");
+            }
+        });
         let local = LocalSlot::default();
         let mut builder = HttpAppBuilder::new(&self.engine, &self.linkers, self.settings.admission);
         let mut errors = Vec::new();
