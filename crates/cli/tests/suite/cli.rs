@@ -1,6 +1,6 @@
 //! What the command says about itself.
 
-use crate::harness::{Finished, finish, wisp};
+use crate::harness::{App, Finished, finish, have, wisp};
 
 fn run(arguments: &[&str]) -> Finished {
     let mut command = wisp();
@@ -59,4 +59,40 @@ fn a_filter_for_messages_that_is_none_is_wrong_usage() {
     let finished = finish(command);
     assert_eq!(finished.status.code(), Some(2));
     assert!(finished.stderr.contains("error[WISP-E0601]"), "{}", finished.stderr);
+}
+
+#[test]
+fn settings_can_come_from_the_environment() {
+    if !have(&["rust-sdk7"]) {
+        return;
+    }
+    let app = App::of("rust-sdk7", r#"key_value_stores = ["extra"]"#)
+        .file("config.toml", "[key_value_store.extra]\ntype = \"spin\"\n")
+        .environment("RUNTIME_CONFIG_FILE", "config.toml")
+        .environment("SPIN_LOG_DIR", "elsewhere")
+        .environment("SPIN_MAX_INSTANCE_MEMORY", "16777216")
+        .start();
+    assert_eq!(app.ok("/kv/open", &[("store", "extra")]), true);
+    assert!(!app.error("/memory", &[("mb", "32")]).is_empty());
+    app.ok("/stdout", &[("line", "kept")]);
+    let app = app.stop();
+    assert_eq!(std::fs::read_to_string(app.path("elsewhere/rust-sdk7_stdout.txt")).unwrap(), "kept\n");
+
+    // A flag wins over the environment.
+    let app = app.arguments(["--log-dir", "flagged"]).start();
+    app.ok("/stdout", &[("line", "kept")]);
+    let app = app.stop();
+    assert_eq!(std::fs::read_to_string(app.path("flagged/rust-sdk7_stdout.txt")).unwrap(), "kept\n");
+}
+
+#[test]
+fn a_name_can_be_listened_on() {
+    let app = App::new(
+        "spin_manifest_version = 2\n[application]\nname = \"named\"\n\
+         [[trigger.http]]\nroute = \"/...\"\nstatic_response = { body = \"here\" }\n",
+    )
+    .arguments(["--listen", "localhost:0"])
+    .start();
+    assert!(app.address().is_ipv4(), "people mean IPv4 by it: {}", app.address());
+    assert_eq!(app.get("/").expect(), "here");
 }
