@@ -33,7 +33,8 @@ const LINEAR_MEMORY_KEEP_RESIDENT_BYTES: usize = 32 << 20;
 const TABLE_KEEP_RESIDENT_BYTES: usize = 1 << 20;
 
 /// How many slots are returned to the kernel at once when the dirty-page scan is
-/// not available.
+/// not available. With it there is next to nothing to return, and a batch would only
+/// keep the slot whose memory is in the processor's caches from being used next.
 const DECOMMIT_BATCH_COUNT: usize = 64;
 
 /// Core modules in one component. Python guests have about 60.
@@ -152,12 +153,13 @@ impl EngineConfig {
             .max_core_instance_size(INSTANCE_SIZE_BYTES)
             .table_elements(TABLE_ELEMENTS_COUNT)
             .max_memory_size(MAX_MEMORY_BYTES)
-            .decommit_batch_size(DECOMMIT_BATCH_COUNT)
             .max_unused_warm_slots(count);
         if PoolingAllocationConfig::is_pagemap_scan_available() {
             pool.pagemap_scan(Enabled::Yes)
                 .linear_memory_keep_resident(LINEAR_MEMORY_KEEP_RESIDENT_BYTES)
                 .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES);
+        } else {
+            pool.decommit_batch_size(DECOMMIT_BATCH_COUNT);
         }
         InstanceAllocationStrategy::Pooling(pool)
     }
