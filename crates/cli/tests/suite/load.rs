@@ -21,7 +21,7 @@ use crate::harness::{App, WAIT_LIMIT, alone, empty, have};
 const CONNECTIONS_COUNT: usize = 1_000;
 
 /// How long they keep on asking.
-const LOAD_TIME: Duration = Duration::from_secs(5);
+const LOAD_TIME: Duration = Duration::from_secs(10);
 
 /// What came back, by kind.
 #[derive(Debug, Default)]
