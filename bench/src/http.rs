@@ -42,6 +42,9 @@ pub(crate) struct Options {
     /// Rounds over all servers
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Load with a client that never sleeps, so that no server pays for waking it
+    #[arg(long)]
+    busy_client: bool,
     /// Measure only what these words are part of, as in `rust_p2/wisp`; native always
     #[arg(long, value_name = "WORDS", value_delimiter = ',')]
     only: Vec<String>,
@@ -411,6 +414,7 @@ fn measure(stage: &Stage, contestant: Contestant, options: &Options) -> Result<M
         path: "/".to_owned(),
         expected: Expected { status: 200, body: BODY.as_bytes().to_vec() },
         connections: options.connections,
+        is_busy: options.busy_client,
     };
     let wrong = |cause| Error::Answer { name: contestant.id(), cause };
     if let Some(cause) = load::probe(&load)? {
@@ -543,6 +547,9 @@ fn text(options: &Options, figures: &Figures) -> String {
         "cargo xtask bench http --seconds {} --connections {} --rounds {}",
         options.seconds, options.connections, options.rounds
     );
+    if options.busy_client {
+        command.push_str(" --busy-client");
+    }
     if !options.only.is_empty() {
         command.push_str(&format!(" --only {}", options.only.join(",")));
     }
