@@ -28,7 +28,7 @@ use wisp_manifest::{
 use super::{
     admission::{Admission, AdmissionLimits},
     body::{RequestBody, ResponseBody},
-    component::{Component, ComponentSpec, status},
+    component::{Component, ComponentSpec, content_length, status},
     shape::{self, BadRequest, Connection, RouteHeaders},
 };
 use crate::Error;
@@ -341,10 +341,6 @@ fn bad_request(bad: &BadRequest) -> http::Response<ResponseBody> {
     let mut response = http::Response::new(ResponseBody::full(format!("{bad}\n")));
     *response.status_mut() = StatusCode::BAD_REQUEST;
     response
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A request to the app itself may lack an authority.

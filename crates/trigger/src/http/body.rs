@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
@@ -49,6 +49,11 @@ impl Reply {
     pub(super) fn take(&self) -> Option<GuestResponse> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+/// A body that is all there.
+pub(super) fn whole(bytes: Bytes) -> WasiBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// The body of a response.

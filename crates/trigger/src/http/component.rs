@@ -204,6 +204,7 @@ fn has_no_body(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }
 
-fn content_length(headers: &http::HeaderMap) -> Option<u64> {
+/// The length that a message declares for its body.
+pub(super) fn content_length(headers: &http::HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -3,11 +3,11 @@
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use wasmtime::component::InstancePre;
 use wisp_capability::Host;
 
-use super::{Component, Failure, Reply, RequestBody, instance};
+use super::{Component, Failure, Reply, RequestBody, instance, whole};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -94,10 +94,6 @@ fn empty(status: StatusCode) -> http::Response<wasmtime_wasi_http::WasiBody> {
     let mut response = http::Response::new(whole(Bytes::new()));
     *response.status_mut() = status;
     response
-}
-
-fn whole(bytes: Bytes) -> wasmtime_wasi_http::WasiBody {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn into_http(response: types::Response) -> Result<http::Response<wasmtime_wasi_http::WasiBody>, String> {

@@ -15,7 +15,7 @@ use wisp_capability::{Host, outbound_http::LocalDepth};
 use wisp_manifest::model::Executor;
 
 use super::{
-    body::{GuestFailed, Reply, RequestBody},
+    body::{GuestFailed, Reply, RequestBody, whole},
     component::{Component, ComponentSpec},
     reuse::{Instance, ReusePool},
 };

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use wasmtime::component::InstancePre;
 use wasmtime_wasi::{
     I32Exit,
@@ -18,7 +18,7 @@ use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{Host, outbound_http::LocalDepth, wasi::Overrides};
 use wisp_manifest::model::WagiSettings;
 
-use super::{Component, Failure, Reply, RequestBody};
+use super::{Component, Failure, Reply, RequestBody, whole};
 
 /// The largest request body that is buffered for a command.
 const MAX_INPUT_BYTES: usize = 64 << 20;
@@ -192,10 +192,6 @@ fn parse_output(output: Bytes) -> Result<http::Response<WasiBody>, OutputError> 
     *response.status_mut() = status.unwrap_or(if is_redirect { StatusCode::FOUND } else { StatusCode::OK });
     *response.headers_mut() = headers;
     Ok(response)
-}
-
-fn whole(bytes: Bytes) -> WasiBody {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 #[cfg(test)]
