@@ -21,6 +21,9 @@ enum Recipe {
         target: &'static str,
         /// Cargo names a library's file with underscores and a program's as it is.
         file: &'static str,
+        /// Whether it may be compiled together with those that use `std`: cargo
+        /// gives what they share the features that any of them wants.
+        has_std: bool,
     },
     /// A folder in `guests` whose `spin.toml` says how to build it.
     App,
@@ -30,6 +33,7 @@ const P1: &str = "wasm32-wasip1";
 const P2: &str = "wasm32-wasip2";
 
 const GUESTS: &[Guest] = &[
+    rust("attacker", "takes what it can get, for benches (wstd)", "attacker", P2, "attacker"),
     rust("hello-p2", "smallest WASI 0.2 HTTP handler (wstd)", "hello-p2", P2, "hello-p2"),
     rust("hello-p3", "smallest WASI 0.3 HTTP handler (spin-sdk 7)", "hello-p3", P2, "hello_p3"),
     rust("rust-sdk5", "probe, spin-sdk 5: WASI 0.2, fermyon:spin@2.0.0", "rust-sdk5", P2, "rust_sdk5"),
@@ -41,9 +45,11 @@ const GUESTS: &[Guest] = &[
     rust("rust-wagi-p2", "CGI program for WASI 0.2", "rust-wagi", P2, "rust-wagi"),
     rust("rust-wit", "probe, wasi:keyvalue and wasi:config", "rust-wit", P2, "rust-wit"),
     rust("rust-wstd", "plain wasi:http, no SDK", "rust-wstd", P2, "rust-wstd"),
+    without_std("tiny", "a number over WASI 0.2 HTTP, as small as can be, for benches", P2),
     app("c-wagi", "C, WASI preview 1, CGI"),
     app("go-wagi", "Go, WASI preview 1, CGI"),
     app("js", "JavaScript, Spin's build tools"),
+    app("python-hello", "smallest Python guest, spin-sdk 3.4: WASI 0.2, no Spin interfaces"),
     app("python-sdk3", "Python, spin-sdk 3.4: WASI 0.2"),
     app("python-sdk4", "Python, spin-sdk 4.0: WASI 0.3.0-rc-2026-03-15"),
     app("python-sdk5", "Python, spin-sdk 5.0: WASI 0.3"),
@@ -56,7 +62,12 @@ const fn rust(
     target: &'static str,
     file: &'static str,
 ) -> Guest {
-    Guest { name, about, recipe: Recipe::Rust { package, target, file } }
+    Guest { name, about, recipe: Recipe::Rust { package, target, file, has_std: true } }
+}
+
+/// A library whose package, file and guest have one name.
+const fn without_std(name: &'static str, about: &'static str, target: &'static str) -> Guest {
+    Guest { name, about, recipe: Recipe::Rust { package: name, target, file: name, has_std: false } }
 }
 
 const fn app(name: &'static str, about: &'static str) -> Guest {
@@ -101,18 +112,22 @@ pub(crate) fn try_build(chore: &mut Chore, names: &[String]) -> Result<Vec<(&'st
     if guests.iter().any(|guest| matches!(guest.recipe, Recipe::Rust { .. })) {
         chore.step("Rust's standard library for WebAssembly", |chore| wasm_targets::ensure(chore))?;
     }
-    for target in [P2, P1] {
+    for (target, has_std) in [(P2, true), (P2, false), (P1, true)] {
         let of_target: Vec<_> = guests
             .iter()
-            .filter(
-                |guest| matches!(&guest.recipe, Recipe::Rust { target: of_guest, .. } if *of_guest == target),
-            )
+            .filter(|guest| match &guest.recipe {
+                Recipe::Rust { target: of_guest, has_std: of_std, .. } => {
+                    *of_guest == target && *of_std == has_std
+                }
+                Recipe::App => false,
+            })
             .collect();
         if of_target.is_empty() {
             continue;
         }
+        let how = if has_std { "" } else { " without std" };
         // One cargo for all: it compiles what they share once, and side by side.
-        let result = chore.step(format!("guests for {target}"), |chore| {
+        let result = chore.step(format!("guests for {target}{how}"), |chore| {
             build_rust(chore, target, &of_target.iter().map(|guest| &guest.recipe).collect::<Vec<_>>())?;
             of_target.iter().try_for_each(|guest| finish(chore, guest))
         });
