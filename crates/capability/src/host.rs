@@ -26,11 +26,8 @@ pub struct Host {
     pub limiter: Limiter,
 }
 
-/// Linkers for both flavors, with everything that a guest may import.
-pub struct Linkers {
-    plain: Linker<Host>,
-    concurrent: Linker<Host>,
-}
+/// Linkers for all flavors, with everything that a guest may import.
+pub struct Linkers([Linker<Host>; Flavor::ALL.len()]);
 
 impl Host {
     /// The state of a fresh instance of a component with these grants.
@@ -78,15 +75,13 @@ impl Linkers {
             add_to_linker(&mut linker, flavor)?;
             Ok::<_, wasmtime::Error>(linker)
         };
-        Ok(Self { plain: linker(Flavor::Plain)?, concurrent: linker(Flavor::Concurrent)? })
+        let [plain, concurrent, plain_snapshot, concurrent_snapshot] = Flavor::ALL;
+        Ok(Self([linker(plain)?, linker(concurrent)?, linker(plain_snapshot)?, linker(concurrent_snapshot)?]))
     }
 
     /// The linker of a flavor.
     pub fn get(&self, flavor: Flavor) -> &Linker<Host> {
-        match flavor {
-            Flavor::Plain => &self.plain,
-            Flavor::Concurrent => &self.concurrent,
-        }
+        &self.0[flavor as usize]
     }
 }
 

@@ -6,9 +6,11 @@
 //! components without concurrency (a third of the cost of a call), no
 //! backtrace capture in Wasmtime's error type.
 
+use std::sync::Arc;
+
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
 
-use crate::Error;
+use crate::{Error, memory};
 
 /// Number of instances that may be alive at once, unless set otherwise.
 ///
@@ -64,11 +66,13 @@ const WASM_STACK_BYTES: usize = 1 << 20;
 /// Stack of a fiber: guest frames plus the host functions they call.
 const ASYNC_STACK_BYTES: usize = 2 << 20;
 
-/// Which of the two engine configurations a component runs on.
+/// Which of the engine configurations a component runs on.
 ///
-/// Bookkeeping for component-model concurrency costs a third of a small request
-/// even when a guest does not use it, so components of WASI 0.2 run on an engine
-/// without it.
+/// Two things are told apart. Bookkeeping for component-model concurrency costs a
+/// third of a small request even when a guest does not use it, so components of
+/// WASI 0.2 run on an engine without it. And a component that starts with megabytes
+/// of data gets its memory from our own [pool](crate::MemoryPool), the others from
+/// Wasmtime's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Flavor {
     /// Without component-model concurrency: no `async func`, streams or futures,
@@ -76,25 +80,49 @@ pub enum Flavor {
     Plain,
     /// With component-model concurrency: everything.
     Concurrent,
+    /// As [`Flavor::Plain`], for a memory that begins as a snapshot.
+    PlainSnapshot,
+    /// As [`Flavor::Concurrent`], for a memory that begins as a snapshot.
+    ConcurrentSnapshot,
 }
 
 impl Flavor {
-    /// Both flavors, the cheaper first.
-    pub const ALL: [Self; 2] = [Self::Plain, Self::Concurrent];
+    /// All flavors, the more frequent first.
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Concurrent, Self::PlainSnapshot, Self::ConcurrentSnapshot];
 
     /// A short name, used in file names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Concurrent => "concurrent",
+            Self::PlainSnapshot => "plain-snapshot",
+            Self::ConcurrentSnapshot => "concurrent-snapshot",
         }
+    }
+
+    /// Whether components may use `async func`, streams and futures.
+    pub fn is_concurrent(self) -> bool {
+        matches!(self, Self::Concurrent | Self::ConcurrentSnapshot)
+    }
+
+    /// The same for a memory that begins as a snapshot.
+    pub(crate) fn with_snapshot(self) -> Self {
+        match self {
+            Self::Plain | Self::PlainSnapshot => Self::PlainSnapshot,
+            Self::Concurrent | Self::ConcurrentSnapshot => Self::ConcurrentSnapshot,
+        }
+    }
+
+    /// Whether memories begin as a snapshot.
+    fn has_snapshot(self) -> bool {
+        matches!(self, Self::PlainSnapshot | Self::ConcurrentSnapshot)
     }
 }
 
 /// What may be set about the engine.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// Instances alive at once, per flavor.
+    /// Instances alive at once, per flavor without snapshot.
     pub max_instances_count: u32,
     /// Whether to allocate from a pool. Without it every instance maps and
     /// unmaps its own memory: slower, but the process reserves less address
@@ -115,10 +143,11 @@ impl EngineConfig {
     pub(crate) fn engine(&self, flavor: Flavor) -> Result<wasmtime::Engine, Error> {
         let mut config = Config::new();
         config.wasm_component_model(true);
-        match flavor {
-            Flavor::Plain => config.concurrency_support(false),
-            Flavor::Concurrent => config.wasm_component_model_async(true),
-        };
+        if flavor.is_concurrent() {
+            config.wasm_component_model_async(true);
+        } else {
+            config.concurrency_support(false);
+        }
         config.epoch_interruption(true);
         config.max_wasm_stack(WASM_STACK_BYTES);
         config.async_stack_size(ASYNC_STACK_BYTES);
@@ -129,7 +158,11 @@ impl EngineConfig {
         // Checks the compiler against itself; on by default in debug builds, where
         // it doubles the time that a Python guest takes.
         config.cranelift_debug_verifier(false);
-        if self.pooling {
+        if flavor.has_snapshot() {
+            config.memory_init_cow(false);
+            config.with_host_memory(Arc::new(memory::Creator));
+            config.with_host_stack(memory::StackPool::new());
+        } else if self.pooling {
             config.allocation_strategy(self.pool());
         }
         wasmtime::Engine::new(&config).map_err(|cause| Error::Configuration { cause })

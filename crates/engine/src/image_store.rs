@@ -2,12 +2,15 @@
 //!
 //! An image is a file `DIGEST-ENGINE-FLAVOR.cwasm`: the source's digest, the
 //! engine's compatibility hash, the flavor. Its contents are what Wasmtime
-//! serialised, followed by a trailer:
+//! serialised, then the initial contents of the component's memory if that is a
+//! snapshot (at the start of a page, so that it can be mapped), then a trailer:
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 32 | BLAKE3 checksum of all bytes before the trailer |
-//! | 8 | `WISPIMG1` |
+//! | 8 | where the memory's contents begin, little-endian |
+//! | 8 | their length; 0 if there are none |
+//! | 32 | BLAKE3 checksum of all bytes before it |
+//! | 8 | `WISPIMG2` |
 //!
 //! Loading native code that is not what the compiler wrote is undefined
 //! behaviour, so nothing is mapped before its checksum was compared. The file is
@@ -24,20 +27,34 @@ use std::{
 
 use wasmtime::{Engine, component::Component};
 
-use crate::{Digest, Error, Flavor};
+use crate::{
+    Digest, Error, Flavor,
+    memory::{self, MemoryImage},
+};
 
 /// Ends every whole image; the digit counts versions of the trailer.
-const TRAILER_MAGIC: &[u8; 8] = b"WISPIMG1";
+const TRAILER_MAGIC: &[u8; 8] = b"WISPIMG2";
 
-/// The trailer: a checksum and the magic.
-const TRAILER_BYTES: usize = blake3::OUT_LEN + TRAILER_MAGIC.len();
+/// Where the memory's contents lie: two numbers.
+const CONTENTS_BYTES: usize = 16;
+
+/// The trailer: where the contents lie, a checksum and the magic.
+const TRAILER_BYTES: usize = CONTENTS_BYTES + blake3::OUT_LEN + TRAILER_MAGIC.len();
 
 /// How much of an image is read at once while its checksum is computed.
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
-/// Counts changes to [`crate::normalize`] that alter its output: an image made by
-/// an older one must not be found.
-const NORMALIZER_VERSION: u32 = 1;
+/// Counts changes to what is made of a source before it is compiled: an image made
+/// by an older version must not be found.
+const NORMALIZER_VERSION: u32 = 3;
+
+/// What is written for one component.
+pub(crate) struct Image<'bytes> {
+    /// Native code, as Wasmtime serialised it.
+    pub(crate) code: &'bytes [u8],
+    /// What its memory begins with, where that was taken out of it.
+    pub(crate) contents: Option<&'bytes [u8]>,
+}
 
 /// A folder of compiled images. Several processes may share one.
 #[derive(Clone, Debug)]
@@ -63,7 +80,12 @@ impl ImageStore {
     }
 
     /// Maps an image if the store holds a sound one; `None` if it must be compiled.
-    pub(crate) fn load(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Component> {
+    pub(crate) fn load(
+        &self,
+        source: &Digest,
+        engine: &Engine,
+        flavor: Flavor,
+    ) -> Option<(Component, Option<MemoryImage>)> {
         let path = self.path(source, engine, flavor);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -74,7 +96,7 @@ impl ImageStore {
             }
         };
         match self.verify_and_map(file, engine) {
-            Ok(component) => Some(component),
+            Ok(loaded) => Some(loaded),
             Err(reason) => {
                 tracing::warn!(path = %path.display(), reason, "compiled image is damaged, compiling again");
                 None
@@ -82,14 +104,24 @@ impl ImageStore {
         }
     }
 
-    fn verify_and_map(&self, mut file: File, engine: &Engine) -> Result<Component, String> {
-        verify(&mut file)?;
+    fn verify_and_map(
+        &self,
+        mut file: File,
+        engine: &Engine,
+    ) -> Result<(Component, Option<MemoryImage>), String> {
+        let contents = verify(&mut file)?;
         // Through the descriptor, so that what is mapped is what was verified.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         // SAFETY: the checksum says that these are the bytes that `insert` was
         // given by the compiler, and the engine's own header check (inside)
         // refuses an image of another engine version or configuration.
-        unsafe { Component::deserialize_file(engine, path) }.map_err(|error| error.to_string())
+        let component =
+            unsafe { Component::deserialize_file(engine, path) }.map_err(|error| error.to_string())?;
+        let memory = contents
+            .map(|(offset_bytes, length_bytes)| MemoryImage::map(file, offset_bytes, length_bytes))
+            .transpose()
+            .map_err(|error| format!("its memory cannot be mapped: {error}"))?;
+        Ok((component, memory))
     }
 
     /// Writes an image so that it is either whole or absent, whatever happens.
@@ -98,33 +130,56 @@ impl ImageStore {
         source: &Digest,
         engine: &Engine,
         flavor: Flavor,
-        image: &[u8],
+        image: &Image<'_>,
     ) -> Result<(), Error> {
         let path = self.path(source, engine, flavor);
         write_atomically(&self.folder, &path, image).map_err(|cause| Error::ImageStore { path, cause })
     }
 }
 
-fn write_atomically(folder: &Path, path: &Path, image: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
-    file.write_all(image)?;
-    file.write_all(blake3::hash(image).as_bytes())?;
-    file.write_all(TRAILER_MAGIC)?;
+fn write_atomically(folder: &Path, path: &Path, image: &Image<'_>) -> io::Result<()> {
+    let file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+    let mut writer = Hashing { file: file.as_file(), hasher: blake3::Hasher::new() };
+    writer.write_all(image.code)?;
+    let contents = image.contents.unwrap_or_default();
+    let start_bytes = image.code.len().next_multiple_of(memory::page_bytes());
+    if !contents.is_empty() {
+        writer.write_all(&vec![0; start_bytes - image.code.len()])?;
+        writer.write_all(contents)?;
+    }
+    writer.write_all(&(start_bytes as u64).to_le_bytes())?;
+    writer.write_all(&(contents.len() as u64).to_le_bytes())?;
+    let checksum = writer.hasher.finalize();
+    file.as_file().write_all(checksum.as_bytes())?;
+    file.as_file().write_all(TRAILER_MAGIC)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     // The rename itself must survive a power cut as well.
     File::open(folder)?.sync_all()
 }
 
+/// Writes to a file and computes its checksum.
+struct Hashing<'file> {
+    file: &'file File,
+    hasher: blake3::Hasher,
+}
+
+impl Hashing<'_> {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes)
+    }
+}
+
 /// Compares the file's checksum; on success nothing but the compiler wrote it.
-fn verify(file: &mut File) -> Result<(), String> {
+/// Tells where the contents of the memory lie, if there are some, and their length.
+fn verify(file: &mut File) -> Result<Option<(u64, usize)>, String> {
     let read_error = |error: io::Error| format!("it cannot be read: {error}");
     let length_bytes = file.metadata().map_err(read_error)?.len();
-    let Some(image_bytes) = length_bytes.checked_sub(TRAILER_BYTES as u64) else {
+    let Some(mut remaining_bytes) = length_bytes.checked_sub(TRAILER_BYTES as u64) else {
         return Err("it is truncated".into());
     };
     let mut hasher = blake3::Hasher::new();
-    let mut remaining_bytes = image_bytes;
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     while remaining_bytes > 0 {
         let wanted = usize::try_from(remaining_bytes).unwrap_or(usize::MAX).min(buffer.len());
@@ -137,14 +192,22 @@ fn verify(file: &mut File) -> Result<(), String> {
     }
     let mut trailer = [0; TRAILER_BYTES];
     file.read_exact(&mut trailer).map_err(read_error)?;
-    let (checksum, magic) = trailer.split_at(blake3::OUT_LEN);
+    let (place, rest) = trailer.split_at(CONTENTS_BYTES);
+    hasher.update(place);
+    let (checksum, magic) = rest.split_at(blake3::OUT_LEN);
     if magic != TRAILER_MAGIC {
         return Err("its trailer is missing".into());
     }
     if checksum != hasher.finalize().as_bytes() {
         return Err("its checksum differs".into());
     }
-    Ok(())
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+    let (start, length) = place.split_at(CONTENTS_BYTES / 2);
+    match usize::try_from(number(length)) {
+        Ok(0) => Ok(None),
+        Ok(length_bytes) => Ok(Some((number(start), length_bytes))),
+        Err(_) => Err("its memory is too large".into()),
+    }
 }
 
 /// The engine's compatibility hash: its version, settings and the processor.
@@ -194,7 +257,7 @@ mod tests {
         let source = wat::parse_str("(component)").unwrap();
         let digest = Digest::of(&source);
         let image = engine.precompile_component(&source).unwrap();
-        store.insert(&digest, &engine, Flavor::Plain, &image).unwrap();
+        store.insert(&digest, &engine, Flavor::Plain, &Image { code: &image, contents: None }).unwrap();
         let path = store.path(&digest, &engine, Flavor::Plain);
         Fixture { _folder: folder, store, engine, digest, path }
     }

@@ -42,6 +42,7 @@ mod error;
 mod image_store;
 mod limiter;
 mod loader;
+mod memory;
 pub mod normalize;
 
 pub use config::{EngineConfig, Flavor};
@@ -51,3 +52,4 @@ pub use error::Error;
 pub use image_store::ImageStore;
 pub use limiter::Limiter;
 pub use loader::{Engine, LoadedComponent, Origin};
+pub use memory::MemoryPool;

@@ -14,18 +14,24 @@ use std::{
 
 use wasmtime::component::Component;
 
-use crate::{Digest, EngineConfig, Error, Flavor, ImageStore, epoch::EpochTicker, normalize};
+use crate::{
+    Digest, EngineConfig, Error, Flavor, ImageStore, MemoryPool,
+    epoch::EpochTicker,
+    image_store::Image,
+    memory::{MemoryImage, MemoryPools, snapshot},
+    normalize,
+};
 
 /// The largest source that is accepted. The largest real guests (Python with
 /// scientific libraries) are about 60 MB.
 const MAX_SOURCE_BYTES: u64 = 256 << 20;
 
-/// Loads components, for both flavors, with one store of compiled images.
+/// Loads components, for all flavors, with one store of compiled images.
 #[derive(Clone)]
 pub struct Engine {
-    plain: wasmtime::Engine,
-    concurrent: wasmtime::Engine,
+    flavors: [wasmtime::Engine; Flavor::ALL.len()],
     images: Option<ImageStore>,
+    memories: Arc<MemoryPools>,
     _ticker: Arc<EpochTicker>,
 }
 
@@ -36,6 +42,9 @@ pub struct LoadedComponent {
     pub component: Component,
     /// The engine it belongs to.
     pub flavor: Flavor,
+    /// Where its memory comes from, unless that is Wasmtime's pool. Instantiate
+    /// within its [`MemoryPool::scope`].
+    pub memory: Option<Arc<MemoryPool>>,
     /// The digest of its source.
     pub digest: Digest,
     /// Where its native code came from.
@@ -58,19 +67,22 @@ impl Engine {
     /// [`Error::Configuration`] if the operating system refuses the address space
     /// of the pool or the thread that preempts guests.
     pub fn new(config: &EngineConfig, images: Option<ImageStore>) -> Result<Self, Error> {
-        let plain = config.engine(Flavor::Plain)?;
-        let concurrent = config.engine(Flavor::Concurrent)?;
-        let ticker = EpochTicker::start(vec![plain.clone(), concurrent.clone()])
+        let [plain, concurrent, plain_snapshot, concurrent_snapshot] = Flavor::ALL;
+        let flavors = [
+            config.engine(plain)?,
+            config.engine(concurrent)?,
+            config.engine(plain_snapshot)?,
+            config.engine(concurrent_snapshot)?,
+        ];
+        let memories = Arc::<MemoryPools>::default();
+        let ticker = EpochTicker::start(flavors.to_vec(), memories.clone())
             .map_err(|cause| Error::Configuration { cause: cause.into() })?;
-        Ok(Self { plain, concurrent, images, _ticker: ticker })
+        Ok(Self { flavors, images, memories, _ticker: ticker })
     }
 
     /// The Wasmtime engine of a flavor, to make linkers and stores with.
     pub fn wasmtime(&self, flavor: Flavor) -> &wasmtime::Engine {
-        match flavor {
-            Flavor::Plain => &self.plain,
-            Flavor::Concurrent => &self.concurrent,
-        }
+        &self.flavors[flavor as usize]
     }
 
     /// Loads a component from the bytes of its source. Blocks while compiling.
@@ -94,29 +106,41 @@ impl Engine {
         before_compiling();
         let started = std::time::Instant::now();
         let normalized = normalize::normalize(source)?;
-        let flavor = normalized.flavor;
+        let (flavor, component, contents) = match snapshot::extract(&normalized.component)? {
+            None => (normalized.flavor, normalized.component, None),
+            Some(extracted) => {
+                (normalized.flavor.with_snapshot(), extracted.component.into(), Some(extracted.contents))
+            }
+        };
         let engine = self.wasmtime(flavor);
-        let image = engine
-            .precompile_component(&normalized.component)
-            .map_err(|error| explain_failure(&normalized.component, &error))?;
+        let code =
+            engine.precompile_component(&component).map_err(|error| explain_failure(&component, &error))?;
+        let image = Image { code: &code, contents: contents.as_deref() };
+        let origin = || Origin::Compiled(started.elapsed());
         if let Some(images) = &self.images {
             images.insert(&digest, engine, flavor, &image)?;
-            if let Some(component) = images.load(&digest, engine, flavor) {
-                let origin = Origin::Compiled(started.elapsed());
-                return Ok(LoadedComponent { component, flavor, digest, origin });
+            if let Some((component, memory)) = images.load(&digest, engine, flavor) {
+                let memory = memory.map(|image| self.memories.pool(image));
+                return Ok(LoadedComponent { component, flavor, memory, digest, origin: origin() });
             }
         }
+        let memory = contents
+            .map(|contents| MemoryImage::copy(&contents))
+            .transpose()
+            .map_err(|cause| Error::Configuration { cause: cause.into() })?
+            .map(|image| self.memories.pool(image));
         // SAFETY: these bytes come from this very engine's compiler.
-        let component = unsafe { Component::deserialize(engine, image) }
+        let component = unsafe { Component::deserialize(engine, code) }
             .map_err(|error| Error::Compile { message: format!("{error:#}") })?;
-        Ok(LoadedComponent { component, flavor, digest, origin: Origin::Compiled(started.elapsed()) })
+        Ok(LoadedComponent { component, flavor, memory, digest, origin: origin() })
     }
 
     fn load_image(&self, digest: Digest) -> Option<LoadedComponent> {
         let images = self.images.as_ref()?;
         Flavor::ALL.into_iter().find_map(|flavor| {
-            let component = images.load(&digest, self.wasmtime(flavor), flavor)?;
-            Some(LoadedComponent { component, flavor, digest, origin: Origin::Mapped })
+            let (component, memory) = images.load(&digest, self.wasmtime(flavor), flavor)?;
+            let memory = memory.map(|image| self.memories.pool(image));
+            Some(LoadedComponent { component, flavor, memory, digest, origin: Origin::Mapped })
         })
     }
 

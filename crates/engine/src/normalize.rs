@@ -88,7 +88,7 @@ fn describe(source: &[u8]) -> String {
     }
 }
 
-fn invalid(error: impl std::fmt::Display) -> Error {
+pub(crate) fn invalid(error: impl std::fmt::Display) -> Error {
     Error::Invalid { message: error.to_string() }
 }
 
@@ -209,7 +209,7 @@ fn is_concurrent_builtin(function: &wasmparser::CanonicalFunction) -> bool {
 
 /// The outermost component's payloads with the bytes of each: its sections, and
 /// nested modules and components as a whole.
-fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload<'_>, &[u8]), Error>> {
+pub(crate) fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload<'_>, &[u8]), Error>> {
     // The parser counts what is nested as read already; its bytes are passed over
     // here.
     let mut parser = Parser::new(0);

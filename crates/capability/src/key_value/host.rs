@@ -276,7 +276,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmti
     add_wasi_store(&mut linker.instance("wasi:keyvalue/store@0.2.0-draft2")?)?;
     add_wasi_batch(&mut linker.instance("wasi:keyvalue/batch@0.2.0-draft2")?)?;
     add_wasi_atomics(&mut linker.instance("wasi:keyvalue/atomics@0.2.0-draft2")?)?;
-    if flavor == Flavor::Concurrent {
+    if flavor.is_concurrent() {
         add_version_3(&mut linker.instance("spin:key-value/key-value@3.0.0")?)?;
     }
     Ok(())

@@ -34,7 +34,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmti
         .func_wrap("handle", |mut store: StoreContextMut<'_, Host>, arguments| {
             Ok((handle(store.data_mut(), arguments)?,))
         })?;
-    if flavor == Flavor::Concurrent {
+    if flavor.is_concurrent() {
         p3::add_to_linker::<Host, WasiHttp>(linker, Host::http)?;
         linker.instance(CLIENT)?.func_wrap_concurrent("send", |store, (request,)| {
             Box::pin(async move { Ok((send(store, request).await?,)) })

@@ -73,7 +73,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmti
     let mut version_3 = linker.instance("spin:sqlite/sqlite@3.1.0")?;
     add_version_2(&mut version_3)?;
     add_version_3_0(&mut version_3)?;
-    if flavor == Flavor::Concurrent {
+    if flavor.is_concurrent() {
         add_version_3_1(&mut version_3)?;
     }
     Ok(())

@@ -223,7 +223,7 @@ const REDIS_CONNECTION: &[&str] = &[
 pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
     for interface in INTERFACES {
         let is_async_only = interface.functions.is_empty();
-        if flavor == Flavor::Concurrent || !is_async_only {
+        if flavor.is_concurrent() || !is_async_only {
             add_interface(&mut linker.instance(interface.name)?, interface, flavor)?;
         }
     }
@@ -254,7 +254,7 @@ fn add_interface(
             answer(store, family, &function_type, arguments, results)
         })?;
     }
-    if flavor == Flavor::Concurrent {
+    if flavor.is_concurrent() {
         for function in interface.async_functions {
             instance.func_new_concurrent(function, move |accessor, function_type, arguments, results| {
                 Box::pin(ready(accessor.with(|mut access| {

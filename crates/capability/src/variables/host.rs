@@ -29,7 +29,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmti
     variables1::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     variables2::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     wasi_config::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
-    if flavor == Flavor::Concurrent {
+    if flavor.is_concurrent() {
         variables3::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     }
     Ok(())

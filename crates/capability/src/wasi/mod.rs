@@ -35,7 +35,7 @@ use crate::{Error, Flavor, Host, outbound};
 /// Registers all of WASI but HTTP: 0.2 always, 0.3 where it can run.
 pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
-    if flavor == Flavor::Concurrent {
+    if flavor.is_concurrent() {
         wasmtime_wasi::p3::add_to_linker(linker)?;
     }
     Ok(())
@@ -297,8 +297,8 @@ mod tests {
     fn everything_can_be_registered_in_both_flavors() {
         for flavor in [Flavor::Plain, Flavor::Concurrent] {
             let mut config = wasmtime::Config::new();
-            config.concurrency_support(flavor == Flavor::Concurrent);
-            config.wasm_component_model_async(flavor == Flavor::Concurrent);
+            config.concurrency_support(flavor.is_concurrent());
+            config.wasm_component_model_async(flavor.is_concurrent());
             let mut linker = Linker::new(&wasmtime::Engine::new(&config).unwrap());
             add_to_linker(&mut linker, flavor).unwrap();
             crate::outbound_http::add_to_linker(&mut linker, flavor).unwrap();

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use wasmtime::{Store, component::Linker};
 use wisp_capability::{Grants, Host};
-use wisp_engine::{Engine, Limiter, LoadedComponent};
+use wisp_engine::{Engine, Limiter, LoadedComponent, MemoryPool};
 use wisp_manifest::model::{Executor, Reuse};
 
 use super::{
@@ -46,6 +46,7 @@ pub struct ComponentSpec {
 pub(super) struct Component {
     pub(super) grants: Arc<Grants>,
     engine: wasmtime::Engine,
+    memory: Option<Arc<MemoryPool>>,
     entry: Entry,
     limits: ComponentLimits,
     admission: Arc<Admission>,
@@ -64,6 +65,7 @@ impl Component {
         let entry = Entry::link(linker, &spec)?;
         Ok(Self {
             engine: engine.wasmtime(spec.loaded.flavor).clone(),
+            memory: spec.loaded.memory,
             entry,
             own_places: spec
                 .limits
@@ -86,6 +88,14 @@ impl Component {
         store.epoch_deadline_async_yield_and_update(1);
         store.set_epoch_deadline(1);
         store
+    }
+
+    /// Runs an instantiation where it finds the component's memory.
+    pub(super) async fn instantiate<T>(&self, instantiation: impl Future<Output = T>) -> T {
+        match &self.memory {
+            None => instantiation.await,
+            Some(memory) => memory.scope(instantiation).await,
+        }
     }
 
     /// Drops reusable instances that have been idle for too long; tells how often

@@ -197,6 +197,6 @@ async fn instance<P>(
         host.set_local_depth(depth);
     }
     let mut store = component.store(host);
-    let proxy = instantiate(&mut store).await?;
+    let proxy = component.instantiate(instantiate(&mut store)).await?;
     Ok(Instance { store, proxy, served_count: 0 })
 }

@@ -62,7 +62,7 @@ impl Entry {
             host.set_local_depth(*depth);
         }
         let mut store = component.store(host);
-        let command = self.pre.instantiate_async(&mut store).await?;
+        let command = component.instantiate(self.pre.instantiate_async(&mut store)).await?;
         match command.wasi_cli_run().call_run(&mut store).await {
             Ok(Ok(())) => {}
             Ok(Err(())) => tracing::warn!(component = %component.grants.component, "the command failed"),
