@@ -1,4 +1,4 @@
-//! The hello-world guests that are measured.
+//! The guests that are measured.
 //!
 //! Their sources are with the other guests of the project and are built by its
 //! chore `cargo xtask guests`, each by its own language's toolchain.
@@ -9,10 +9,10 @@ use std::process::Command;
 use crate::error::Error;
 use crate::peer;
 
-/// What every guest answers, and the native server with it.
+/// What the hello worlds answer, and the native server with them.
 pub(crate) const BODY: &str = "Hello, world!\n";
 
-/// A guest that answers every request with [`BODY`].
+/// A guest that benches use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Guest {
     /// Rust, WASI 0.2, without an SDK (wstd).
@@ -21,18 +21,30 @@ pub(crate) enum Guest {
     RustP3,
     /// JavaScript, WASI 0.2, an engine of its own inside.
     JavaScript,
+    /// Python, Spin SDK 3.4, WASI 0.2, an interpreter inside.
+    Python,
+    /// Python, Spin SDK 4, a release candidate of WASI 0.3.
+    PythonSdk4,
+    /// Python, Spin SDK 5, WASI 0.3.
+    PythonSdk5,
+    /// Answers its number; the smallest.
+    Tiny,
+    /// Takes what it can get.
+    Attacker,
 }
 
 impl Guest {
-    /// All of them, in the order of the tables.
-    pub(crate) const ALL: [Self; 3] = [Self::RustP2, Self::RustP3, Self::JavaScript];
-
     /// What figures and `--only` call it.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::RustP2 => "rust_p2",
             Self::RustP3 => "rust_p3",
             Self::JavaScript => "js",
+            Self::Python => "python",
+            Self::PythonSdk4 => "python_sdk4",
+            Self::PythonSdk5 => "python_sdk5",
+            Self::Tiny => "tiny",
+            Self::Attacker => "attacker",
         }
     }
 
@@ -42,6 +54,11 @@ impl Guest {
             Self::RustP2 => "Rust, WASI 0.2",
             Self::RustP3 => "Rust, WASI 0.3",
             Self::JavaScript => "JavaScript, WASI 0.2",
+            Self::Python => "Python, SDK 3.4, WASI 0.2",
+            Self::PythonSdk4 => "Python, SDK 4, WASI 0.3-rc",
+            Self::PythonSdk5 => "Python, SDK 5, WASI 0.3",
+            Self::Tiny => "tiny, WASI 0.2",
+            Self::Attacker => "attacker",
         }
     }
 
@@ -51,6 +68,22 @@ impl Guest {
             Self::RustP2 => "hello-p2",
             Self::RustP3 => "hello-p3",
             Self::JavaScript => "js",
+            Self::Python => "python-hello",
+            Self::PythonSdk4 => "python-sdk4",
+            Self::PythonSdk5 => "python-sdk5",
+            Self::Tiny => "tiny",
+            Self::Attacker => "attacker",
+        }
+    }
+
+    /// What it answers to a request for `/`.
+    pub(crate) fn body(self) -> &'static str {
+        match self {
+            Self::RustP2 | Self::RustP3 | Self::JavaScript | Self::Python => BODY,
+            Self::PythonSdk4 => "Hello from Python, SDK 4\n",
+            Self::PythonSdk5 => "Hello from Python, SDK 5\n",
+            Self::Tiny => "0000000000",
+            Self::Attacker => "",
         }
     }
 

@@ -55,6 +55,19 @@ impl Histogram {
         }
         0
     }
+
+    /// The distribution as points: a value, and which share of all values (in
+    /// percent) is larger. The largest value is left out: none is larger.
+    pub(crate) fn tail(&self) -> Vec<(u64, f64)> {
+        let mut left = self.count;
+        let occupied = self.buckets.iter().enumerate().filter(|(_, bucket)| **bucket > 0);
+        occupied
+            .filter_map(|(index, bucket)| {
+                left -= bucket;
+                (left > 0).then(|| (lower_edge(index), 100.0 * left as f64 / self.count as f64))
+            })
+            .collect()
+    }
 }
 
 /// The bucket that counts `value`.
@@ -108,6 +121,16 @@ mod tests {
         assert_eq!(histogram.quantile(0.5), 50);
         assert_eq!(histogram.quantile(0.99), 99);
         assert_eq!(histogram.quantile(1.0), 100);
+    }
+
+    #[test]
+    fn the_tail_is_what_is_larger() {
+        let mut histogram = Histogram::new();
+        for value in [10, 10, 20, 30] {
+            histogram.record(value);
+        }
+        assert_eq!(histogram.tail(), [(10, 50.0), (20, 25.0)]);
+        assert!(Histogram::new().tail().is_empty());
     }
 
     #[test]

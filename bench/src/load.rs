@@ -27,6 +27,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
+use crate::client;
 use crate::error::Error;
 use crate::histogram::Histogram;
 use crate::response::{self, Expected, Parsed};
@@ -52,6 +53,8 @@ const ENDING: u8 = 2;
 pub(crate) struct Load {
     /// Where the server listens.
     pub(crate) address: SocketAddr,
+    /// The host that every request names.
+    pub(crate) host: String,
     /// The path of every request.
     pub(crate) path: String,
     /// What every response must be.
@@ -75,29 +78,48 @@ pub(crate) struct Window {
     pub(crate) first_error: Option<String>,
 }
 
-/// What one thread counted.
-struct Tally {
+/// What one thread of a load generator counted.
+pub(crate) struct Tally {
     latency_ns: Histogram,
     errors: u64,
     first_error: Option<String>,
 }
 
 impl Tally {
-    fn new() -> Self {
+    /// Nothing counted yet.
+    pub(crate) fn new() -> Self {
         Self { latency_ns: Histogram::new(), errors: 0, first_error: None }
     }
 
-    fn fail(&mut self, cause: String) {
-        self.errors += 1;
+    /// Counts a response that was as expected.
+    pub(crate) fn record(&mut self, latency: Duration) {
+        self.latency_ns.record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts one that was not.
+    pub(crate) fn fail(&mut self, cause: String) {
+        self.fail_times(1, cause);
+    }
+
+    /// Counts several that were not, for the same reason.
+    pub(crate) fn fail_times(&mut self, count: u64, cause: String) {
+        self.errors += count;
         self.first_error.get_or_insert(cause);
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Adds what another thread counted.
+    pub(crate) fn merge(&mut self, other: Self) {
         self.latency_ns.merge(&other.latency_ns);
         self.errors += other.errors;
         if let (None, Some(cause)) = (&self.first_error, other.first_error) {
             self.first_error = Some(cause);
         }
+    }
+
+    /// What was counted, as the result of a window of this length.
+    pub(crate) fn over(self, elapsed: Duration) -> Window {
+        let Self { latency_ns, errors, first_error } = self;
+        Window { elapsed, latency_ns, errors, first_error }
     }
 }
 
@@ -142,8 +164,7 @@ pub(crate) fn run<Observation>(
             Err(_) => tally.fail("a thread of the load generator ended early".to_owned()),
         }
     }
-    let Tally { latency_ns, errors, first_error } = tally;
-    Ok((Window { elapsed, latency_ns, errors, first_error }, before?, after?))
+    Ok((tally.over(elapsed), before?, after?))
 }
 
 /// Sends one request and says what was wrong with the response, if anything.
@@ -211,10 +232,7 @@ async fn connection_loop(load: Rc<Load>, phase: Arc<AtomicU8>, tally: Rc<RefCell
     let mut connection = None;
     while phase.load(Ordering::Relaxed) != ENDING {
         match turn(&load, &mut connection).await {
-            Ok(latency) if phase.load(Ordering::Relaxed) == MEASURING => {
-                let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-                tally.borrow_mut().latency_ns.record(nanoseconds);
-            }
+            Ok(latency) if phase.load(Ordering::Relaxed) == MEASURING => tally.borrow_mut().record(latency),
             Ok(_) => {}
             // Errors count from the beginning: a server that fails while it
             // warms up is not one whose figures are worth having.
@@ -254,7 +272,7 @@ impl Connection {
         let stream =
             TcpStream::connect(load.address).await.map_err(|cause| format!("cannot connect: {cause}"))?;
         stream.set_nodelay(true).map_err(|cause| format!("cannot set TCP_NODELAY: {cause}"))?;
-        let request = format!("GET {} HTTP/1.1\r\nhost: {}\r\n\r\n", load.path, load.address).into_bytes();
+        let request = client::request("GET", &load.host, &load.path);
         Ok(Self { stream, request, buffer: vec![0; BUFFER_BYTES] })
     }
 
@@ -276,7 +294,7 @@ impl Connection {
             filled += received;
             match response::parse(self.buffer.get(..filled).unwrap_or_default(), expected) {
                 Parsed::Partial => {}
-                Parsed::Complete { bytes, keep_alive } if bytes == filled => return Ok(keep_alive),
+                Parsed::Complete { bytes, keep_alive, .. } if bytes == filled => return Ok(keep_alive),
                 Parsed::Complete { .. } => return Err("bytes after the response's end".to_owned()),
                 Parsed::Wrong(cause) => return Err(cause),
             }

@@ -10,26 +10,44 @@
 //! whether Wisp is correct; yet a server that answers wrongly has no figure, so
 //! every response is checked.
 //!
-//! Life of a measurement ([`http`]): a [`server::Server`] is started and says
+//! Life of a measurement ([`contest`]): a [`server::Server`] is started and says
 //! where it listens; [`load`] warms it up, then counts and times responses while
 //! [`cpu`] reads what the server's process used; the server is ended when it is
 //! dropped; [`report`] turns the rows of all rounds into a table and figures.
 //!
-//! What later benches share lives in modules of its own: [`load`], [`server`],
-//! [`cpu`], [`histogram`], [`peer`] (programs of others), [`guest`], [`report`].
+//! What benches share lives in modules of its own: [`contest`] (servers compared
+//! in rounds), [`load`] (closed loop), [`pace`] (open loop), [`client`] (one
+//! request at a time), [`server`], [`cpu`], [`process`], [`histogram`], [`random`],
+//! [`peer`] (programs of others), [`guest`], [`report`], [`plot`].
 #![forbid(unsafe_code)]
 
+mod attack;
+mod client;
+mod cold;
+mod contest;
 mod cpu;
+mod density;
 mod error;
+mod fleet;
 mod guest;
+mod guests;
+mod health;
 mod histogram;
 mod http;
 mod load;
 mod native;
+mod neighbour;
+mod pace;
 mod peer;
+mod plot;
+mod process;
+mod random;
 mod report;
 mod response;
+mod serve;
 mod server;
+mod soak;
+mod swap;
 
 use std::process::ExitCode;
 
@@ -47,6 +65,22 @@ struct Arguments {
 enum Bench {
     /// Server CPU per request and requests per second of hello-world handlers
     Http(http::Options),
+    /// Cost of JavaScript and Python hello worlds, with a fresh instance for each request
+    Guests(guests::Options),
+    /// First response of apps that are registered but not mapped
+    Cold(cold::Options),
+    /// A hundred thousand apps in one process: memory, start, load over all of them
+    Density(density::Options),
+    /// What it costs to know how a hundred thousand apps are
+    Health(health::Options),
+    /// What an app notices of one that takes all it can get
+    Neighbour(neighbour::Options),
+    /// An app's version replaced a thousand times under load, and rolled back
+    Swap(swap::Options),
+    /// Mixed traffic while apps come, change and go: does anything grow?
+    Soak(soak::Options),
+    /// Remove the generated apps that benches keep from run to run
+    Clean,
     /// Serve a fixed response with hyper: the limit that others are compared with
     #[command(hide = true)]
     Native(native::Options),
@@ -55,6 +89,14 @@ enum Bench {
 fn main() -> ExitCode {
     let result = match Arguments::parse().bench {
         Bench::Http(options) => http::run(&options),
+        Bench::Guests(options) => guests::run(&options),
+        Bench::Cold(options) => cold::run(&options),
+        Bench::Density(options) => density::run(&options),
+        Bench::Health(options) => health::run(&options),
+        Bench::Neighbour(options) => neighbour::run(&options),
+        Bench::Swap(options) => swap::run(&options),
+        Bench::Soak(options) => soak::run(&options),
+        Bench::Clean => fleet::clean(),
         Bench::Native(options) => native::run(&options),
     };
     match result {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::guest::Guest;
+use crate::guest::{self, Guest};
 use crate::report::progress;
 
 /// The version of Wasmtime's command that is compared with: the one that Wisp
@@ -81,6 +81,42 @@ struct ReleaseProfile {
     panic: Option<toml::Value>,
 }
 
+/// Where what is measured comes from; every bench takes these options.
+#[derive(clap::Args)]
+pub(crate) struct Sources {
+    /// The `wisp` to measure; the one beside this program unless told
+    #[arg(long, value_name = "FILE")]
+    wisp: Option<PathBuf>,
+    /// Folder of built guests; they are built unless this is given
+    #[arg(long, value_name = "FOLDER")]
+    guests: Option<PathBuf>,
+}
+
+impl Sources {
+    /// The `wisp` to measure.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub(crate) fn wisp(&self) -> Result<PathBuf, Error> {
+        match &self.wisp {
+            Some(path) => std::path::absolute(path).map_err(Error::reading(path)),
+            None => wisp(),
+        }
+    }
+
+    /// The files of these guests, which are built unless they are given.
+    ///
+    /// # Errors
+    /// If one cannot be built or is not there.
+    pub(crate) fn guests(&self, guests: &[Guest]) -> Result<Vec<PathBuf>, Error> {
+        let folder = match &self.guests {
+            Some(folder) => folder.clone(),
+            None => guest::build(guests)?,
+        };
+        guests.iter().map(|guest| guest.file(&folder)).collect()
+    }
+}
+
 /// The `cargo` that runs this, or the one on the path.
 pub(crate) fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
@@ -94,10 +130,7 @@ pub(crate) fn target_folder() -> Result<PathBuf, Error> {
 }
 
 /// The `wisp` that was built beside this program.
-///
-/// # Errors
-/// If there is none.
-pub(crate) fn wisp() -> Result<PathBuf, Error> {
+fn wisp() -> Result<PathBuf, Error> {
     let program = std::env::current_exe().map_err(Error::io("cannot find this program's file"))?;
     let path = program.with_file_name("wisp");
     if path.exists() {

@@ -1,14 +1,36 @@
 //! What a bench says: progress for people on standard error, tables and figures
 //! on standard output.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::cpu;
 use crate::error::Error;
+use crate::plot::Plot;
+
+/// What becomes of the result; every bench takes these options.
+#[derive(clap::Args)]
+pub(crate) struct Output {
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Write the table into this file as well, and the plot beside it
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+/// What a figure is to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Target {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+}
 
 /// How the result is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -21,11 +43,11 @@ pub(crate) enum Format {
 
 /// The object that `--format json` prints.
 #[derive(Serialize)]
-pub(crate) struct Result<'bench, Figures> {
+struct Result<'bench, Figures> {
     /// The name of the bench.
-    pub(crate) bench: &'bench str,
+    bench: &'bench str,
     /// What it measured.
-    pub(crate) figures: Figures,
+    figures: &'bench Figures,
 }
 
 /// A table whose columns are as wide as they must be.
@@ -84,35 +106,101 @@ pub(crate) fn progress(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Prints the result: figures as JSON, or the text that was made for people.
-pub(crate) fn print<Figures: Serialize>(
-    format: Format,
-    result: &Result<'_, Figures>,
-    text: &str,
-) -> std::result::Result<(), Error> {
-    let mut output = match format {
-        Format::Table => text.to_owned(),
-        Format::Json => serde_json::to_string(result)
-            .map_err(|cause| Error::Usage(format!("cannot write the figures as JSON: {cause}")))?,
-    };
-    if !output.ends_with('\n') {
-        output.push('\n');
+impl Output {
+    /// Prints the result, and writes what is to be saved.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn finish<Figures: Serialize>(
+        &self,
+        bench: &str,
+        figures: &Figures,
+        text: &str,
+        plot: Option<&Plot>,
+    ) -> std::result::Result<(), Error> {
+        if let Some(path) = &self.save {
+            let shown = path.with_extension("svg");
+            let name = shown.file_name().unwrap_or_default().to_string_lossy();
+            let text = match plot {
+                Some(plot) => format!("{text}\n![{}]({name})\n", plot.title),
+                None => text.to_owned(),
+            };
+            std::fs::write(path, text).map_err(Error::writing(path))?;
+            if let Some(plot) = plot {
+                std::fs::write(&shown, plot.svg()).map_err(Error::writing(&shown))?;
+            }
+        }
+        let mut output = match self.format {
+            Format::Table => text.to_owned(),
+            Format::Json => serde_json::to_string(&Result { bench, figures })
+                .map_err(|cause| Error::Usage(format!("cannot write the figures as JSON: {cause}")))?,
+        };
+        if !output.ends_with('\n') {
+            output.push('\n');
+        }
+        io::stdout().write_all(output.as_bytes()).map_err(Error::io("cannot write to standard output"))
     }
-    io::stdout().write_all(output.as_bytes()).map_err(Error::io("cannot write to standard output"))
 }
 
-/// Writes the text made for people into a file of the repository.
-pub(crate) fn save(path: &Path, text: &str) -> std::result::Result<(), Error> {
-    std::fs::write(path, text).map_err(Error::writing(path))
+impl Target {
+    /// Whether a figure is what it is to be.
+    pub(crate) fn is_met_by(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(bound) => value <= bound,
+            Self::AtLeast(bound) => value >= bound,
+        }
+    }
 }
 
-/// The head of such a text: what was run, where and when.
-pub(crate) fn preamble(title: &str, command: &str) -> String {
+/// A table of figures by name, each with its target where it has one.
+pub(crate) fn figures_table(figures: &BTreeMap<String, f64>, targets: &[(&str, Target)]) -> String {
+    let mut table = Table::new(&["figure", "target", "measured", "met"]);
+    for (name, &value) in figures {
+        let target = targets.iter().find(|(of, _)| of == name).map(|(_, target)| *target);
+        let bound = match target {
+            Some(Target::AtMost(bound)) => format!("≤ {bound}"),
+            Some(Target::AtLeast(bound)) => format!("≥ {bound}"),
+            None => String::new(),
+        };
+        let is_met = target.map_or("", |target| if target.is_met_by(value) { "yes" } else { "no" });
+        table.push(vec![format!("`{name}`"), bound, number(value), is_met.to_owned()]);
+    }
+    format!("## Figures\n\n{}", table.markdown())
+}
+
+/// The head of such a text: what was run, where, when, and how busy the machine was
+/// before.
+pub(crate) fn preamble(title: &str, load_average_before: &str) -> String {
     format!(
-        "# {title}\n\n- Command: `{command}`\n- Machine: {}\n- Date: {}\n",
+        "# {title}\n\n- Command: `{}`\n- Machine: {}\n- Date: {}\n\
+         - Load average before: {load_average_before}\n",
+        command(std::env::args().skip(1)),
         cpu::machine(),
         httpdate::fmt_http_date(SystemTime::now())
     )
+}
+
+/// The command that was given, without what only says where things are.
+fn command(mut arguments: impl Iterator<Item = String>) -> String {
+    let mut text = "cargo xtask bench".to_owned();
+    while let Some(argument) = arguments.next() {
+        let (name, has_value) =
+            argument.split_once('=').map_or((argument.as_str(), false), |(name, _)| (name, true));
+        if matches!(name, "--wisp" | "--guests" | "--save" | "--format") {
+            if !has_value {
+                arguments.next();
+            }
+            continue;
+        }
+        text.push(' ');
+        text.push_str(&argument);
+    }
+    text
+}
+
+/// Bytes as mebibytes.
+pub(crate) fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / (1024.0 * 1024.0)
 }
 
 /// A number with as many digits as its size deserves.
@@ -149,6 +237,27 @@ mod tests {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn the_command_says_what_was_measured_but_not_where() {
+        let arguments = ["http", "--wisp", "/x/wisp", "--save=/x/y.md", "--seconds", "2"].map(str::to_owned);
+        assert_eq!(command(arguments.into_iter()), "cargo xtask bench http --seconds 2");
+    }
+
+    #[test]
+    fn figures_stand_beside_their_targets() {
+        let figures = [("a".to_owned(), 3.0), ("b".to_owned(), 7.0), ("c".to_owned(), 1.0)].into();
+        let text = figures_table(&figures, &[("a", Target::AtMost(3.0)), ("b", Target::AtLeast(8.0))]);
+        let rows = text.lines().skip(4).collect::<Vec<_>>();
+        assert_eq!(
+            rows,
+            [
+                "| `a`    | ≤ 3    |     3.00 | yes |",
+                "| `b`    | ≥ 8    |     7.00 |  no |",
+                "| `c`    |        |     1.00 |     |"
+            ]
+        );
     }
 
     #[test]

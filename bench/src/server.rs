@@ -19,8 +19,10 @@ const START_MS: u64 = 120_000;
 const LOOK_MS: u64 = 50;
 /// How much of a server's output is kept for the message when it fails.
 const OUTPUT_BYTES: usize = 8 * 1024;
-/// What comes before the address in what servers print.
-const SCHEME: &[u8] = b"http://";
+/// What comes before an address in what servers print.
+const SCHEME: &str = "http://";
+/// How the line begins that names the operator's address.
+const ADMIN: &str = "Admin ";
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -31,12 +33,25 @@ pub(crate) struct Plan {
     pub(crate) program: PathBuf,
     /// Its arguments; it is told to choose a free port itself.
     pub(crate) arguments: Vec<String>,
+    /// Whether it listens for its operator too, and says where.
+    pub(crate) has_admin: bool,
 }
 
 /// A running server; it is ended when this is dropped.
 pub(crate) struct Server {
     child: Child,
     address: SocketAddr,
+    admin: Option<SocketAddr>,
+    start: Duration,
+}
+
+/// The addresses that a server has said so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Addresses {
+    /// Where it answers requests.
+    serving: Option<SocketAddr>,
+    /// Where it answers its operator.
+    admin: Option<SocketAddr>,
 }
 
 /// The last bytes that a server wrote, for people.
@@ -49,6 +64,7 @@ impl Plan {
     /// # Errors
     /// If it does not start, ends, or says nothing for [`START_MS`].
     pub(crate) fn start(&self) -> Result<Server, Error> {
+        let started = Instant::now();
         let mut child = Command::new(&self.program)
             .args(&self.arguments)
             // Capturing backtraces would be paid by whoever builds errors on its
@@ -72,15 +88,21 @@ impl Plan {
         }
         drop(sender);
         // From here on, dropping it ends the process.
-        let mut server = Server { child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Server { child, address, admin: None, start: Duration::ZERO };
         let failed = |cause: String| Error::Server { name: self.name.clone(), cause, output: output.text() };
         let deadline = Instant::now() + Duration::from_millis(START_MS);
         while Instant::now() < deadline {
             match receiver.recv_timeout(Duration::from_millis(LOOK_MS)) {
-                Ok(address) => {
-                    server.address = address;
+                Ok((Addresses { serving: Some(serving), admin }, at))
+                    if admin.is_some() || !self.has_admin =>
+                {
+                    server.address = serving;
+                    server.admin = admin;
+                    server.start = at.saturating_duration_since(started);
                     return Ok(server);
                 }
+                Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => {}
                 // It has closed both streams, which is the first thing that the
                 // kernel does for a process that ends.
@@ -107,6 +129,17 @@ impl Server {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// Where it listens for its operator, if its plan says that it does.
+    pub(crate) fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// How long it took from the start of the process until it had said where it
+    /// listens.
+    pub(crate) fn start(&self) -> Duration {
+        self.start
+    }
 }
 
 impl Drop for Server {
@@ -119,23 +152,25 @@ impl Drop for Server {
 }
 
 impl Output {
-    /// Reads a stream to its end, keeps the last of it, and reports the first
-    /// address in it.
-    fn follow(&self, mut stream: impl Read, found: &mpsc::Sender<SocketAddr>) {
+    /// Reads a stream to its end, keeps the last of it, and reports the addresses
+    /// in its beginning as they come.
+    fn follow(&self, mut stream: impl Read, found: &mpsc::Sender<(Addresses, Instant)>) {
         let mut buffer = [0; 1024];
         let mut beginning = Vec::new();
+        let mut known = Addresses::default();
         let mut searching = true;
         while let Ok(length @ 1..) = stream.read(&mut buffer) {
             let bytes = buffer.get(..length).unwrap_or_default();
             if searching {
                 beginning.extend_from_slice(bytes);
-                if let Some(address) = address_in(&beginning) {
-                    // Nobody listens any more if the other stream was first.
-                    let _ = found.send(address);
-                    searching = false;
-                } else if beginning.len() > OUTPUT_BYTES {
-                    searching = false;
+                let now_known = addresses_in(&String::from_utf8_lossy(&beginning));
+                if now_known != known {
+                    // Nobody listens any more once all that is needed is known.
+                    let _ = found.send((now_known, Instant::now()));
+                    known = now_known;
                 }
+                let is_complete = known.serving.is_some() && known.admin.is_some();
+                searching = !is_complete && beginning.len() <= OUTPUT_BYTES;
             }
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             kept.extend(bytes);
@@ -150,12 +185,19 @@ impl Output {
     }
 }
 
-/// The address in the first whole `http://ADDRESS` of `text`.
-fn address_in(text: &[u8]) -> Option<SocketAddr> {
-    let start = text.windows(SCHEME.len()).position(|window| window == SCHEME)? + SCHEME.len();
-    let rest = text.get(start..)?;
-    let end = rest.iter().position(|byte| byte.is_ascii_whitespace() || *byte == b'/')?;
-    std::str::from_utf8(rest.get(..end)?).ok()?.to_socket_addrs().ok()?.next()
+/// The first address to answer requests and the first for the operator among the
+/// whole `http://ADDRESS` in `text`.
+fn addresses_in(text: &str) -> Addresses {
+    let mut found = Addresses::default();
+    for line in text.split_inclusive('\n') {
+        let Some((before, rest)) = line.split_once(SCHEME) else { continue };
+        let Some(end) = rest.find(|letter: char| letter.is_whitespace() || letter == '/') else { continue };
+        let address =
+            rest.get(..end).and_then(|address| address.to_socket_addrs().ok()).and_then(|mut all| all.next());
+        let place = if before.starts_with(ADMIN) { &mut found.admin } else { &mut found.serving };
+        *place = place.or(address);
+    }
+    found
 }
 
 #[cfg(test)]
@@ -167,16 +209,31 @@ mod tests {
             name: "shell".to_owned(),
             program: PathBuf::from("/bin/sh"),
             arguments: vec!["-c".to_owned(), script.to_owned()],
+            has_admin: false,
         }
     }
 
     #[test]
     fn addresses_are_found_only_when_whole() {
-        assert_eq!(address_in(b"Serving http://127.0.0.1:30"), None);
-        let expected = Some(SocketAddr::from(([127, 0, 0, 1], 3000)));
-        assert_eq!(address_in(b"\nServing http://127.0.0.1:3000\nAvailable"), expected);
-        assert_eq!(address_in(b"Serving HTTP on http://127.0.0.1:3000/\n"), expected);
-        assert_eq!(address_in(b"Serving"), None);
+        let at = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        let serving = |port| Addresses { serving: at(port), admin: None };
+        assert_eq!(addresses_in("Serving http://127.0.0.1:30"), Addresses::default());
+        assert_eq!(addresses_in("\nServing http://127.0.0.1:3000\nAvailable"), serving(3000));
+        assert_eq!(addresses_in("Serving HTTP on http://127.0.0.1:3000/\n"), serving(3000));
+        let both = "Admin http://127.0.0.1:4000\nServing http://127.0.0.1:3000\n";
+        assert_eq!(addresses_in(both), Addresses { serving: at(3000), admin: at(4000) });
+        assert_eq!(addresses_in("Serving"), Addresses::default());
+    }
+
+    #[test]
+    fn a_server_with_an_operator_is_waited_for_until_both_are_known() {
+        let mut plan = shell(
+            "echo 'Serving http://127.0.0.1:1'; echo 'Admin http://127.0.0.1:2'; exec tail -f /dev/null",
+        );
+        plan.has_admin = true;
+        let server = plan.start().unwrap_or_else(|error| unreachable!("{error}"));
+        assert_eq!(server.admin(), Some(SocketAddr::from(([127, 0, 0, 1], 2))));
+        assert!(server.start() > Duration::ZERO);
     }
 
     #[test]
