@@ -98,12 +98,7 @@ impl Tally {
 
     /// Counts one that was not.
     pub(crate) fn fail(&mut self, cause: String) {
-        self.fail_times(1, cause);
-    }
-
-    /// Counts several that were not, for the same reason.
-    pub(crate) fn fail_times(&mut self, count: u64, cause: String) {
-        self.errors += count;
+        self.errors += 1;
         self.first_error.get_or_insert(cause);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tempfile::TempDir;
@@ -224,9 +224,9 @@ fn measure(setting: &Setting, options: &Options, rate: f64, kind: Kind) -> Resul
         return Err(Error::Answer { name: VICTIM.to_owned(), cause });
     }
     let attack = Attack::start(kind, node.address(), ATTACKER)?;
-    let before = node.cpu()?;
+    let (before, began) = (node.cpu()?, Instant::now());
     let attacked = victim.run()?;
-    let used = node.cpu()?.since(&before).total_ns as f64 / 1e9;
+    let cores_used = node.cpu()?.since(&before).total_ns as f64 / 1e9 / began.elapsed().as_secs_f64();
     let Holding { resident_bytes, .. } = node.holding()?;
     drop(attack);
     if let Some(cause) = &attacked.first_error {
@@ -245,7 +245,7 @@ fn measure(setting: &Setting, options: &Options, rate: f64, kind: Kind) -> Resul
         errors: attacked.errors,
         alone,
         attacked: beside,
-        cores_used: used / (options.seconds + options.warm_up_seconds),
+        cores_used,
         resident_bytes,
         alone_ns,
         attacked_ns,

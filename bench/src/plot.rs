@@ -14,8 +14,15 @@ const WIDTH: f64 = 760.0;
 const AREA_HEIGHT: f64 = 230.0;
 /// Room for the plot's title.
 const TITLE_HEIGHT: f64 = 34.0;
-/// Room above a panel's area for the names of its lines.
-const NAMES_HEIGHT: f64 = 26.0;
+/// Room above a panel's area for one row of names of its lines.
+const NAMES_HEIGHT: f64 = 20.0;
+/// Room between panels.
+const GAP: f64 = 6.0;
+/// Width of the piece of a line before its name, and of the gap after the name.
+const SAMPLE_WIDTH: f64 = 28.0;
+const NAMES_GAP: f64 = 18.0;
+/// Width of a letter in pixels, about.
+const LETTER_WIDTH: f64 = 6.8;
 /// Room below a panel's area for numbers and the axis's label.
 const LABELS_HEIGHT: f64 = 46.0;
 /// Room left of the areas.
@@ -119,8 +126,7 @@ impl Panel {
 impl Plot {
     /// The plot as the text of an SVG file.
     pub(crate) fn svg(&self) -> String {
-        let panel_height = NAMES_HEIGHT + AREA_HEIGHT + LABELS_HEIGHT;
-        let height = TITLE_HEIGHT + panel_height * self.panels.len() as f64;
+        let height = TITLE_HEIGHT + self.panels.iter().map(Panel::height).sum::<f64>();
         let mut text = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
              width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n<title>{title}</title>\n{style}\
@@ -129,8 +135,10 @@ impl Plot {
             title = escaped(&self.title),
             style = style(),
         );
-        for (index, panel) in self.panels.iter().enumerate() {
-            panel.draw(&mut text, TITLE_HEIGHT + NAMES_HEIGHT + panel_height * index as f64);
+        let mut top = TITLE_HEIGHT;
+        for panel in &self.panels {
+            panel.draw(&mut text, top);
+            top += panel.height();
         }
         text.push_str("</svg>\n");
         text
@@ -138,8 +146,34 @@ impl Plot {
 }
 
 impl Panel {
-    /// Draws the panel with its area's top at `top`.
-    fn draw(&self, text: &mut String, top: f64) {
+    /// Where the name of each line is: how far to the right, and in which row.
+    fn names(&self) -> Vec<(f64, usize)> {
+        let (mut across, mut row) = (LEFT, 0);
+        let place = |line: &Line| {
+            let width = SAMPLE_WIDTH + LETTER_WIDTH * line.name.chars().count() as f64;
+            if across > LEFT && across + width > WIDTH {
+                (across, row) = (LEFT, row + 1);
+            }
+            let here = (across, row);
+            across += width + NAMES_GAP;
+            here
+        };
+        self.lines.iter().map(place).collect()
+    }
+
+    /// Room for the names of all lines.
+    fn names_height(&self) -> f64 {
+        let rows = self.names().last().map_or(1, |(_, row)| row + 1);
+        GAP + NAMES_HEIGHT * rows as f64
+    }
+
+    fn height(&self) -> f64 {
+        self.names_height() + AREA_HEIGHT + LABELS_HEIGHT
+    }
+
+    /// Draws the panel from `start` downwards.
+    fn draw(&self, text: &mut String, start: f64) {
+        let top = start + self.names_height();
         let values = |pick: fn(&(f64, f64)) -> f64| {
             self.lines.iter().flat_map(|line| &line.points).map(pick).collect::<Vec<_>>()
         };
@@ -182,8 +216,7 @@ impl Panel {
             f64::midpoint(top, bottom),
             escaped(&self.y.label)
         ));
-        let mut name_at = LEFT;
-        for (index, line) in self.lines.iter().enumerate() {
+        for (index, (line, (across, row))) in self.lines.iter().zip(self.names()).enumerate() {
             let class = index % LINES.len();
             let path = thinned(&line.points)
                 .filter(|&(across, up)| x.shows(across) && y.shows(up))
@@ -196,16 +229,14 @@ impl Panel {
             if !path.is_empty() {
                 put(format_args!("<path class=\"line line{class}\" d=\"{path}\"/>"));
             }
-            let level = top - 12.0;
+            let level = start + GAP + NAMES_HEIGHT * row as f64 + 6.0;
             put(format_args!(
-                "<path class=\"line line{class}\" d=\"M{name_at:.1} {level:.1}h22\"/>\
+                "<path class=\"line line{class}\" d=\"M{across:.1} {level:.1}h22\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                name_at + 28.0,
+                across + SAMPLE_WIDTH,
                 level + 4.0,
                 escaped(&line.name)
             ));
-            // Letters of this font are some 7 pixels wide.
-            name_at += 28.0 + 7.0 * line.name.chars().count() as f64 + 18.0;
         }
     }
 }
@@ -339,7 +370,7 @@ mod tests {
             let (x, y) = point.split_once(' ').unwrap_or_else(|| unreachable!("{point}"));
             (x.parse::<f64>(), y.parse::<f64>())
         });
-        let top = TITLE_HEIGHT + NAMES_HEIGHT;
+        let top = TITLE_HEIGHT + GAP + NAMES_HEIGHT;
         let mut before = LEFT;
         for point in points {
             let (Ok(x), Ok(y)) = point else { unreachable!("{path}") };
@@ -354,6 +385,15 @@ mod tests {
         let svg = plot(vec![(1.0, 1.0)]).svg();
         assert!(svg.contains("A &amp; B") && svg.contains("a &lt; b"));
         assert!(svg.contains("prefers-color-scheme:dark"));
+    }
+
+    #[test]
+    fn names_that_do_not_fit_beside_each_other_stand_below() {
+        let line = |name: &str| Line { name: name.to_owned(), points: Vec::new() };
+        let lines = vec![line(&"a".repeat(60)), line(&"b".repeat(60)), line("c")];
+        let panel = Panel::tail("x", lines);
+        assert_eq!(panel.names().iter().map(|(_, row)| *row).collect::<Vec<_>>(), [0, 1, 1]);
+        assert!(panel.height() > Panel::tail("x", vec![line("c")]).height());
     }
 
     #[test]

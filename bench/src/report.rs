@@ -208,7 +208,8 @@ pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
+        size if size >= 0.1 || size == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.5}"),
     }
 }
 
@@ -264,6 +265,7 @@ mod tests {
     fn numbers_keep_three_digits() {
         assert_eq!(number(7.426), "7.43");
         assert_eq!(number(23.94), "23.9");
+        assert_eq!(number(0.00123), "0.00123");
         assert_eq!(number(118_203.4), "118203");
     }
 

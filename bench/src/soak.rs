@@ -42,6 +42,8 @@ const RUST_SHARE: f64 = 0.3;
 const WARM_UP_SHARE: f64 = 0.2;
 /// How often memory is looked at.
 const SAMPLE: Duration = Duration::from_millis(500);
+/// How often progress is reported.
+const REPORT: Duration = Duration::from_secs(10);
 /// How long a change may let itself be waited for, and how often it is looked for.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(1);
@@ -228,7 +230,7 @@ impl Site<'_> {
         let pace = Pace { address: self.node.address(), rate: RATE, connections: CONNECTIONS_COUNT };
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         pace::run_beside(pace, &Mix(self.fleet), || {
-            let (mut cycles, mut sampled) = (0, Instant::now());
+            let (mut cycles, mut sampled, mut reported) = (0, Instant::now(), Instant::now());
             let mut client = None;
             while Instant::now() < end {
                 self.cycle(cycles, &mut client)?;
@@ -237,7 +239,10 @@ impl Site<'_> {
                     sampled = Instant::now();
                     let seconds = began.elapsed().as_secs_f64();
                     samples.push(Sample { seconds, holding: self.node.holding()? });
-                    progress(&format!("{seconds:.0} s: {cycles} apps came and went"));
+                    if reported.elapsed() >= REPORT {
+                        reported = Instant::now();
+                        progress(&format!("{seconds:.0} s: {cycles} apps came and went"));
+                    }
                 }
             }
             Ok(cycles)
