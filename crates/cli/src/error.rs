@@ -11,6 +11,9 @@ pub(crate) enum Error {
     /// The app cannot be loaded.
     #[error("{0}")]
     Load(wisp_node::Errors),
+    /// The node cannot start.
+    #[error(transparent)]
+    Node(#[from] wisp_node::Error),
     /// The server cannot start.
     #[error(transparent)]
     Serve(#[from] wisp_trigger::Error),
@@ -58,6 +61,7 @@ impl Error {
     pub(crate) fn code(&self) -> Option<&'static str> {
         match self {
             Self::Diagnostics(_) | Self::Load(_) => None,
+            Self::Node(error) => Some(error.code()),
             Self::Serve(error) => Some(error.code()),
             Self::Telemetry(error) => Some(error.code()),
             Self::Flag { .. } => Some("WISP-E0501"),
@@ -71,6 +75,7 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Diagnostics(_) | Self::Load(_) => None,
+            Self::Node(error) => error.hint(),
             Self::Serve(error) => error.hint(),
             Self::Telemetry(error) => error.hint(),
             Self::Flag { hint, .. } => Some((*hint).into()),

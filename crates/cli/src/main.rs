@@ -28,6 +28,8 @@ enum Command {
     /// Serve an app on this machine.
     #[command(visible_alias = "u")]
     Up(Box<commands::up::Up>),
+    /// Serve many apps in one process, each at its host name.
+    Serve(Box<commands::serve::Serve>),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     }
     let result = match arguments.command {
         Command::Up(up) => up.run(),
+        Command::Serve(serve) => serve.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

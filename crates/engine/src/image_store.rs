@@ -16,20 +16,34 @@
 //! behaviour, so nothing is mapped before its checksum was compared. The file is
 //! opened once and both read and mapped through that one descriptor: a file
 //! renamed over it in between changes nothing.
+//!
+//! # What is known is not read again
+//!
+//! A checksum costs a read of the whole image, several times what mapping it does.
+//! So the store remembers the [`FileIdentity`] of each image that it verified, for as
+//! long as the process runs, and maps an image at once whose identity is still that.
+//! For the same reason it remembers the digests of sources by their identity, and
+//! this across starts: in `sources.index`, a list of fixed records beside the images
+//! (see [`SourceIndex`]).
+//!
+//! Both cost some 100 bytes an image in memory, whether it is mapped or not.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     hash::{Hash, Hasher},
     io::{self, Read as _, Write as _},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use wasmtime::{Engine, component::Component};
 
 use crate::{
-    Digest, Error, Flavor,
+    Digest, Error, FileIdentity, Flavor,
     memory::{self, MemoryImage},
+    source_index::SourceIndex,
 };
 
 /// Ends every whole image; the digit counts versions of the trailer.
@@ -56,10 +70,41 @@ pub(crate) struct Image<'bytes> {
     pub(crate) contents: Option<&'bytes [u8]>,
 }
 
+/// The name of the list of sources whose digests are known.
+const SOURCE_INDEX_NAME: &str = "sources.index";
+
 /// A folder of compiled images. Several processes may share one.
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     folder: PathBuf,
+    verified: Arc<Mutex<HashMap<ShortDigest, Verified>>>,
+    sources: Arc<SourceIndex>,
+}
+
+/// Half of a digest: enough to tell images apart, since what is found by it must
+/// also have the right file name.
+type ShortDigest = [u8; 16];
+
+/// An image that was verified in this process.
+#[derive(Clone, Copy, Debug)]
+struct Verified {
+    identity: FileIdentity,
+    flavor: Flavor,
+    contents: Option<Contents>,
+}
+
+/// Where the contents of the memory lie in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Contents {
+    offset_bytes: u64,
+    length_bytes: usize,
+}
+
+/// An image that was mapped.
+pub(crate) struct Mapped {
+    pub(crate) component: Component,
+    pub(crate) memory: Option<MemoryImage>,
+    pub(crate) image_bytes: u64,
 }
 
 impl ImageStore {
@@ -70,7 +115,37 @@ impl ImageStore {
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, Error> {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(|cause| Error::ImageStore { path: folder.clone(), cause })?;
-        Ok(Self { folder })
+        let sources = Arc::new(SourceIndex::open(folder.join(SOURCE_INDEX_NAME)));
+        Ok(Self { folder, verified: Arc::default(), sources })
+    }
+
+    /// The digests of sources by their files' identity.
+    pub(crate) fn sources(&self) -> &SourceIndex {
+        &self.sources
+    }
+
+    /// The flavor of an image that was verified in this process.
+    pub(crate) fn verified_flavor(&self, source: &Digest) -> Option<Flavor> {
+        Some(self.verified_image(source)?.flavor)
+    }
+
+    fn verified_image(&self, source: &Digest) -> Option<Verified> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(&short(source)).copied()
+    }
+
+    fn remember(&self, source: &Digest, verified: Verified) {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(short(source), verified);
+    }
+
+    /// Maps an image if it was verified in this process and its file is still the
+    /// same; `None` says nothing about whether there is one.
+    pub(crate) fn load_verified(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Mapped> {
+        let known = self.verified_image(source).filter(|known| known.flavor == flavor)?;
+        let file = File::open(self.path(source, engine, flavor)).ok()?;
+        if FileIdentity::of(&file).ok()? != known.identity {
+            return None;
+        }
+        map(file, engine, &known).ok()
     }
 
     /// Where the image of `source` for `engine` is or would be.
@@ -85,7 +160,7 @@ impl ImageStore {
         source: &Digest,
         engine: &Engine,
         flavor: Flavor,
-    ) -> Option<(Component, Option<MemoryImage>)> {
+    ) -> Option<Mapped> {
         let path = self.path(source, engine, flavor);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -95,8 +170,8 @@ impl ImageStore {
                 return None;
             }
         };
-        match self.verify_and_map(file, engine) {
-            Ok(loaded) => Some(loaded),
+        match self.verify_and_map(file, source, engine, flavor) {
+            Ok(mapped) => Some(mapped),
             Err(reason) => {
                 tracing::warn!(path = %path.display(), reason, "compiled image is damaged, compiling again");
                 None
@@ -107,21 +182,21 @@ impl ImageStore {
     fn verify_and_map(
         &self,
         mut file: File,
+        source: &Digest,
         engine: &Engine,
-    ) -> Result<(Component, Option<MemoryImage>), String> {
-        let contents = verify(&mut file)?;
-        // Through the descriptor, so that what is mapped is what was verified.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        // SAFETY: the checksum says that these are the bytes that `insert` was
-        // given by the compiler, and the engine's own header check (inside)
-        // refuses an image of another engine version or configuration.
-        let component =
-            unsafe { Component::deserialize_file(engine, path) }.map_err(|error| error.to_string())?;
-        let memory = contents
-            .map(|(offset_bytes, length_bytes)| MemoryImage::map(file, offset_bytes, length_bytes))
-            .transpose()
-            .map_err(|error| format!("its memory cannot be mapped: {error}"))?;
-        Ok((component, memory))
+        flavor: Flavor,
+    ) -> Result<Mapped, String> {
+        let identity = FileIdentity::of(&file).map_err(|error| format!("it cannot be read: {error}"))?;
+        let is_settled = identity.is_settled();
+        let verified = match self.verified_image(source) {
+            Some(known) if known.identity == identity && known.flavor == flavor => known,
+            _ => Verified { identity, flavor, contents: verify(&mut file, identity.size_bytes())? },
+        };
+        let mapped = map(file, engine, &verified)?;
+        if is_settled {
+            self.remember(source, verified);
+        }
+        Ok(mapped)
     }
 
     /// Writes an image so that it is either whole or absent, whatever happens.
@@ -133,11 +208,44 @@ impl ImageStore {
         image: &Image<'_>,
     ) -> Result<(), Error> {
         let path = self.path(source, engine, flavor);
-        write_atomically(&self.folder, &path, image).map_err(|cause| Error::ImageStore { path, cause })
+        let (identity, contents) = write_atomically(&self.folder, &path, image)
+            .map_err(|cause| Error::ImageStore { path, cause })?;
+        // However young it is: nobody else writes to a file in place.
+        self.remember(source, Verified { identity, flavor, contents });
+        Ok(())
     }
 }
 
-fn write_atomically(folder: &Path, path: &Path, image: &Image<'_>) -> io::Result<()> {
+fn short(digest: &Digest) -> ShortDigest {
+    let mut short = ShortDigest::default();
+    short.copy_from_slice(&digest.as_bytes()[..size_of::<ShortDigest>()]);
+    short
+}
+
+/// Maps a file that is known to hold what the compiler wrote.
+fn map(file: File, engine: &Engine, verified: &Verified) -> Result<Mapped, String> {
+    // Through the descriptor, so that what is mapped is what was verified.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // SAFETY: the callers have compared the checksum of this very file, now or when it
+    // had the same identity, so these are the bytes that `insert` was given by the
+    // compiler; and the engine's own header check (inside) refuses an image of another
+    // engine version or configuration.
+    let component =
+        unsafe { Component::deserialize_file(engine, path) }.map_err(|error| error.to_string())?;
+    let memory = verified
+        .contents
+        .map(|Contents { offset_bytes, length_bytes }| MemoryImage::map(file, offset_bytes, length_bytes))
+        .transpose()
+        .map_err(|error| format!("its memory cannot be mapped: {error}"))?;
+    Ok(Mapped { component, memory, image_bytes: verified.identity.size_bytes() })
+}
+
+/// Returns the identity of what was written, and where the memory's contents are in it.
+fn write_atomically(
+    folder: &Path,
+    path: &Path,
+    image: &Image<'_>,
+) -> io::Result<(FileIdentity, Option<Contents>)> {
     let file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
     let mut writer = Hashing { file: file.as_file(), hasher: blake3::Hasher::new() };
     writer.write_all(image.code)?;
@@ -153,9 +261,12 @@ fn write_atomically(folder: &Path, path: &Path, image: &Image<'_>) -> io::Result
     file.as_file().write_all(checksum.as_bytes())?;
     file.as_file().write_all(TRAILER_MAGIC)?;
     file.as_file().sync_all()?;
-    file.persist(path)?;
+    let file = file.persist(path)?;
     // The rename itself must survive a power cut as well.
-    File::open(folder)?.sync_all()
+    File::open(folder)?.sync_all()?;
+    let contents = (!contents.is_empty())
+        .then_some(Contents { offset_bytes: start_bytes as u64, length_bytes: contents.len() });
+    Ok((FileIdentity::of(&file)?, contents))
 }
 
 /// Writes to a file and computes its checksum.
@@ -172,10 +283,9 @@ impl Hashing<'_> {
 }
 
 /// Compares the file's checksum; on success nothing but the compiler wrote it.
-/// Tells where the contents of the memory lie, if there are some, and their length.
-fn verify(file: &mut File) -> Result<Option<(u64, usize)>, String> {
+/// Tells where the contents of the memory lie, if there are some.
+fn verify(file: &mut File, length_bytes: u64) -> Result<Option<Contents>, String> {
     let read_error = |error: io::Error| format!("it cannot be read: {error}");
-    let length_bytes = file.metadata().map_err(read_error)?.len();
     let Some(mut remaining_bytes) = length_bytes.checked_sub(TRAILER_BYTES as u64) else {
         return Err("it is truncated".into());
     };
@@ -205,7 +315,7 @@ fn verify(file: &mut File) -> Result<Option<(u64, usize)>, String> {
     let (start, length) = place.split_at(CONTENTS_BYTES / 2);
     match usize::try_from(number(length)) {
         Ok(0) => Ok(None),
-        Ok(length_bytes) => Ok(Some((number(start), length_bytes))),
+        Ok(length_bytes) => Ok(Some(Contents { offset_bytes: number(start), length_bytes })),
         Err(_) => Err("its memory is too large".into()),
     }
 }
@@ -263,14 +373,34 @@ mod tests {
     }
 
     impl Fixture {
+        /// Whether a process that knows nothing yet loads the image.
         fn loads(&self) -> bool {
-            self.store.load(&self.digest, &self.engine, Flavor::Plain).is_some()
+            let store = ImageStore::open(&self.store.folder).unwrap();
+            store.load(&self.digest, &self.engine, Flavor::Plain).is_some()
         }
     }
 
     #[test]
     fn a_sound_image_loads() {
         assert!(fixture().loads());
+    }
+
+    #[test]
+    fn a_verified_image_is_not_read_again_until_its_file_changes() {
+        let fixture = fixture();
+        let known = |store: &ImageStore| {
+            store.load_verified(&fixture.digest, &fixture.engine, Flavor::Plain).is_some()
+        };
+        assert!(known(&fixture.store), "whoever wrote it knows it");
+        let other = ImageStore::open(&fixture.store.folder).unwrap();
+        assert!(!known(&other), "nobody else does");
+        // The same bytes in another file.
+        let copy = fixture.path.with_extension("copy");
+        fs::copy(&fixture.path, &copy).unwrap();
+        fs::rename(&copy, &fixture.path).unwrap();
+        assert!(!known(&fixture.store));
+        fs::remove_file(&fixture.path).unwrap();
+        assert!(!known(&fixture.store));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fs::File,
+    io::Read as _,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -15,9 +17,10 @@ use std::{
 use wasmtime::component::Component;
 
 use crate::{
-    Digest, EngineConfig, Error, Flavor, ImageStore, MemoryPool,
+    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals,
     epoch::EpochTicker,
-    image_store::Image,
+    image_store::{Image, Mapped},
+    images::MappedImages,
     memory::{MemoryImage, MemoryPools, snapshot},
     normalize,
 };
@@ -31,24 +34,20 @@ const MAX_SOURCE_BYTES: u64 = 256 << 20;
 pub struct Engine {
     flavors: [wasmtime::Engine; Flavor::ALL.len()],
     images: Option<ImageStore>,
+    mapped: Arc<MappedImages>,
     memories: Arc<MemoryPools>,
     _ticker: Arc<EpochTicker>,
 }
 
 /// A component that is ready to be linked.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct LoadedComponent {
-    /// The component, mapped or compiled.
-    pub component: Component,
-    /// The engine it belongs to.
-    pub flavor: Flavor,
-    /// Where its memory comes from, unless that is Wasmtime's pool. Instantiate
-    /// within its [`MemoryPool::scope`].
-    pub memory: Option<Arc<MemoryPool>>,
-    /// The digest of its source.
-    pub digest: Digest,
+    /// Its image, which others may use as well.
+    pub image: Arc<MappedImage>,
     /// Where its native code came from.
     pub origin: Origin,
+    /// The file that it was loaded from, if it was one.
+    pub source: Option<FileIdentity>,
 }
 
 /// Where a component's native code came from.
@@ -58,6 +57,22 @@ pub enum Origin {
     Mapped,
     /// Compiled just now, in this time.
     Compiled(Duration),
+}
+
+impl Deref for LoadedComponent {
+    type Target = MappedImage;
+
+    fn deref(&self) -> &MappedImage {
+        &self.image
+    }
+}
+
+/// A source of which at least the digest is known.
+struct Known {
+    digest: Digest,
+    identity: Option<FileIdentity>,
+    /// Its bytes, if they had to be read.
+    bytes: Option<Vec<u8>>,
 }
 
 impl Engine {
@@ -77,12 +92,17 @@ impl Engine {
         let memories = Arc::<MemoryPools>::default();
         let ticker = EpochTicker::start(flavors.to_vec(), memories.clone())
             .map_err(|cause| Error::Configuration { cause: cause.into() })?;
-        Ok(Self { flavors, images, memories, _ticker: ticker })
+        Ok(Self { flavors, images, mapped: Arc::default(), memories, _ticker: ticker })
     }
 
     /// The Wasmtime engine of a flavor, to make linkers and stores with.
     pub fn wasmtime(&self, flavor: Flavor) -> &wasmtime::Engine {
         &self.flavors[flavor as usize]
+    }
+
+    /// What is mapped at the moment.
+    pub fn mapped(&self) -> MappedTotals {
+        self.mapped.totals()
     }
 
     /// Loads a component from the bytes of its source. Blocks while compiling.
@@ -94,16 +114,92 @@ impl Engine {
         self.load_with_digest(source, Digest::of(source), || {})
     }
 
+    /// Loads a component from a file, if that takes neither reading it nor verifying
+    /// an image nor compiling: the file and the image are those that were read and
+    /// verified before. Takes some 100 microseconds. `None` says nothing more than that
+    /// [`Engine::load_file`] has to be called, where blocking does no harm.
+    pub fn load_known(&self, path: &Path) -> Option<LoadedComponent> {
+        let images = self.images.as_ref()?;
+        let identity = FileIdentity::at(path).ok()?;
+        let digest = images.sources().digest(&identity)?;
+        let image = match self.mapped.get(&digest) {
+            Some(image) => image,
+            None => {
+                let flavor = images.verified_flavor(&digest)?;
+                let mapped = images.load_verified(&digest, self.wasmtime(flavor), flavor)?;
+                self.insert(mapped, flavor, digest)
+            }
+        };
+        Some(LoadedComponent { image, origin: Origin::Mapped, source: Some(identity) })
+    }
+
+    /// Loads a component from a file. Blocks while reading, verifying, compiling.
+    ///
+    /// # Errors
+    /// As [`Engine::load`], and [`Error::Read`] or [`Error::TooLarge`].
+    pub fn load_file(&self, path: &Path) -> Result<LoadedComponent, Error> {
+        let known = self.know(path)?;
+        self.load_source(path, &known, |_| {})
+    }
+
+    /// Finds the digest of a file's content, by reading it if need be.
+    fn know(&self, path: &Path) -> Result<Known, Error> {
+        if let Some(images) = &self.images
+            && let Ok(identity) = FileIdentity::at(path)
+            && let Some(digest) = images.sources().digest(&identity)
+        {
+            return Ok(Known { digest, identity: Some(identity), bytes: None });
+        }
+        self.read(path)
+    }
+
+    fn read(&self, path: &Path) -> Result<Known, Error> {
+        let (identity, is_settled, bytes) = read_source(path)?;
+        let digest = Digest::of(&bytes);
+        if let (Some(images), true) = (&self.images, is_settled) {
+            images.sources().insert(&identity, digest);
+        }
+        Ok(Known { digest, identity: Some(identity), bytes: Some(bytes) })
+    }
+
+    fn load_source(
+        &self,
+        path: &Path,
+        known: &Known,
+        before_compiling: impl FnOnce(usize),
+    ) -> Result<LoadedComponent, Error> {
+        let mut loaded = match &known.bytes {
+            Some(bytes) => self.load_with_digest(bytes, known.digest, || before_compiling(bytes.len()))?,
+            None => match self.mapped.alone(known.digest, || self.load_image(known.digest)) {
+                Some(loaded) => loaded,
+                None => {
+                    let Known { digest, identity, bytes } = self.read(path)?;
+                    let bytes = bytes.unwrap_or_default();
+                    let loaded = self.load_with_digest(&bytes, digest, || before_compiling(bytes.len()))?;
+                    return Ok(LoadedComponent { source: identity, ..loaded });
+                }
+            },
+        };
+        loaded.source = known.identity;
+        Ok(loaded)
+    }
+
     fn load_with_digest(
         &self,
         source: &[u8],
         digest: Digest,
         before_compiling: impl FnOnce(),
     ) -> Result<LoadedComponent, Error> {
-        if let Some(loaded) = self.load_image(digest) {
-            return Ok(loaded);
-        }
-        before_compiling();
+        self.mapped.alone(digest, || {
+            if let Some(loaded) = self.load_image(digest) {
+                return Ok(loaded);
+            }
+            before_compiling();
+            self.compile(source, digest)
+        })
+    }
+
+    fn compile(&self, source: &[u8], digest: Digest) -> Result<LoadedComponent, Error> {
         let started = std::time::Instant::now();
         let normalized = normalize::normalize(source)?;
         let (flavor, component, contents) = match snapshot::extract(&normalized.component)? {
@@ -116,40 +212,44 @@ impl Engine {
         let code =
             engine.precompile_component(&component).map_err(|error| explain_failure(&component, &error))?;
         let image = Image { code: &code, contents: contents.as_deref() };
-        let origin = || Origin::Compiled(started.elapsed());
+        let loaded = |mapped| LoadedComponent {
+            image: self.insert(mapped, flavor, digest),
+            origin: Origin::Compiled(started.elapsed()),
+            source: None,
+        };
         if let Some(images) = &self.images {
             images.insert(&digest, engine, flavor, &image)?;
-            if let Some((component, memory)) = images.load(&digest, engine, flavor) {
-                let memory = memory.map(|image| self.memories.pool(image));
-                return Ok(LoadedComponent { component, flavor, memory, digest, origin: origin() });
+            if let Some(mapped) = images.load(&digest, engine, flavor) {
+                return Ok(loaded(mapped));
             }
         }
+        let image_bytes = (code.len() + contents.as_ref().map_or(0, Vec::len)) as u64;
         let memory = contents
             .map(|contents| MemoryImage::copy(&contents))
             .transpose()
-            .map_err(|cause| Error::Configuration { cause: cause.into() })?
-            .map(|image| self.memories.pool(image));
+            .map_err(|cause| Error::Configuration { cause: cause.into() })?;
         // SAFETY: these bytes come from this very engine's compiler.
         let component = unsafe { Component::deserialize(engine, code) }
             .map_err(|error| Error::Compile { message: format!("{error:#}") })?;
-        Ok(LoadedComponent { component, flavor, memory, digest, origin: origin() })
+        Ok(loaded(Mapped { component, memory, image_bytes }))
     }
 
+    /// An image that is mapped already, or is in the store and sound.
     fn load_image(&self, digest: Digest) -> Option<LoadedComponent> {
+        let loaded = |image| LoadedComponent { image, origin: Origin::Mapped, source: None };
+        if let Some(image) = self.mapped.get(&digest) {
+            return Some(loaded(image));
+        }
         let images = self.images.as_ref()?;
         Flavor::ALL.into_iter().find_map(|flavor| {
-            let (component, memory) = images.load(&digest, self.wasmtime(flavor), flavor)?;
-            let memory = memory.map(|image| self.memories.pool(image));
-            Some(LoadedComponent { component, flavor, memory, digest, origin: Origin::Mapped })
+            let mapped = images.load(&digest, self.wasmtime(flavor), flavor)?;
+            Some(loaded(self.insert(mapped, flavor, digest)))
         })
     }
 
-    /// Loads a component from a file.
-    ///
-    /// # Errors
-    /// As [`Engine::load`], and [`Error::Read`] or [`Error::TooLarge`].
-    pub fn load_file(&self, path: &Path) -> Result<LoadedComponent, Error> {
-        self.load(&read_source(path)?)
+    fn insert(&self, mapped: Mapped, flavor: Flavor, digest: Digest) -> Arc<MappedImage> {
+        let memory = mapped.memory.map(|image| self.memories.pool(image));
+        self.mapped.insert(mapped.component, memory, flavor, digest, mapped.image_bytes)
     }
 
     /// Loads several components at once, as many at a time as there are cores.
@@ -165,14 +265,13 @@ impl Engine {
         type Slot = Arc<Mutex<Option<Result<LoadedComponent, Arc<Error>>>>>;
 
         let mut slots: HashMap<Digest, Slot> = HashMap::new();
-        let mut work: Vec<(Slot, usize, Digest, Vec<u8>)> = Vec::new();
+        let mut work: Vec<(Slot, usize, Known)> = Vec::new();
         let mut results: Vec<Result<Slot, Arc<Error>>> = Vec::with_capacity(paths.len());
         for (position, path) in paths.iter().enumerate() {
-            results.push(read_source(path).map_err(Arc::new).map(|source| {
-                let digest = Digest::of(&source);
-                let slot = slots.entry(digest).or_insert_with(|| {
+            results.push(self.know(path).map_err(Arc::new).map(|known| {
+                let slot = slots.entry(known.digest).or_insert_with(|| {
                     let slot = Slot::default();
-                    work.push((slot.clone(), position, digest, source));
+                    work.push((slot.clone(), position, known));
                     slot
                 });
                 slot.clone()
@@ -183,11 +282,9 @@ impl Engine {
         thread::scope(|scope| {
             for _ in 0..cores.min(work.len()) {
                 scope.spawn(|| {
-                    while let Some((slot, position, digest, source)) =
-                        work.get(next.fetch_add(1, Ordering::Relaxed))
-                    {
-                        let announce = || before_compiling(*position, source.len());
-                        let loaded = self.load_with_digest(source, *digest, announce).map_err(Arc::new);
+                    while let Some((slot, position, known)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let announce = |size_bytes| before_compiling(*position, size_bytes);
+                        let loaded = self.load_source(&paths[*position], known, announce).map_err(Arc::new);
                         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(loaded);
                     }
                 });
@@ -206,13 +303,20 @@ impl Engine {
     }
 }
 
-fn read_source(path: &Path) -> Result<Vec<u8>, Error> {
+/// Reads a source, and says which file it was before it was read, and whether that
+/// identity can be relied upon.
+fn read_source(path: &Path) -> Result<(FileIdentity, bool, Vec<u8>), Error> {
     let read_error = |cause| Error::Read { path: path.to_owned(), cause };
-    let size_bytes = fs::metadata(path).map_err(read_error)?.len();
+    let mut file = File::open(path).map_err(read_error)?;
+    let identity = FileIdentity::of(&file).map_err(read_error)?;
+    let is_settled = identity.is_settled();
+    let size_bytes = identity.size_bytes();
     if size_bytes > MAX_SOURCE_BYTES {
         return Err(Error::TooLarge { path: path.to_owned(), size_bytes, max_bytes: MAX_SOURCE_BYTES });
     }
-    fs::read(path).map_err(read_error)
+    let mut bytes = Vec::with_capacity(usize::try_from(size_bytes).unwrap_or(0));
+    file.read_to_end(&mut bytes).map_err(read_error)?;
+    Ok((identity, is_settled, bytes))
 }
 
 /// Tells invalid input from a failure of the compiler.

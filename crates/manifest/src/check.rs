@@ -61,7 +61,9 @@ pub(crate) fn check(
     let limits = checker.within("application.tool.wisp.limits", |checker| {
         checker.limits(wisp.and_then(|wisp| wisp.limits.as_ref()))
     });
-    let wisp = WispAppSettings { limits };
+    let probe = checker
+        .within("application.tool.wisp", |checker| checker.probe(wisp.and_then(|wisp| wisp.probe.as_ref())));
+    let wisp = WispAppSettings { limits, probe };
     let targets = checker.within("application", |checker| {
         checker.targets(application.as_ref().and_then(|application| application.targets.as_deref()))
     });
@@ -1160,6 +1162,18 @@ impl Checker<'_> {
             max_concurrent_requests: self
                 .positive("max_concurrent_requests", limits.max_concurrent_requests.as_ref()),
         }
+    }
+
+    fn probe(&mut self, path: Option<&At<String>>) -> Option<String> {
+        let path = path?;
+        let is_path = path.value.starts_with('/') && path.value.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_path {
+            self.within("probe", |checker| {
+                checker.context.invalid(path.span, "must be a path", Some("write for example `/health`"));
+            });
+            return None;
+        }
+        Some(path.value.clone())
     }
 
     fn positive<T: Copy + Default + PartialEq>(

@@ -399,6 +399,8 @@ pub struct MiddlewareSource {
 pub struct WispAppSettings {
     /// Limits of every component that does not set its own.
     pub limits: Limits,
+    /// The path of a request that shows whether a new version works.
+    pub probe: Option<String>,
 }
 
 /// What an author asks of Wisp for a component: `[component.ID.tool.wisp]`.

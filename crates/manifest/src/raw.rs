@@ -114,6 +114,9 @@ table! {
     closed struct WispApplication {
         /// Limits of every component that does not set its own.
         limits: Option<Limits>,
+        /// A path that each new version is asked for once: if the answer is a status of
+        /// 500 or above, the version is not taken. For nodes with many apps.
+        probe: Option<At<String>>,
     }
 }
 

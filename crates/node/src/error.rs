@@ -1,6 +1,6 @@
 //! Why an app cannot be loaded.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 /// Why an app cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,84 @@ pub enum Error {
         /// What the operating system said.
         cause: std::io::Error,
     },
+    /// A host's name that no request can have.
+    #[error("`{name}` is no name for a host: {reason}")]
+    HostName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The manifest has errors.
+    #[error("{message}")]
+    Manifest {
+        /// The code of the first one.
+        code: &'static str,
+        /// All of them, with their lines.
+        message: String,
+    },
+    /// An app's folder or manifest is not there.
+    #[error("`{path}` cannot be read: {cause}", path = path.display())]
+    Folder {
+        /// The app's host.
+        host: String,
+        /// What cannot be read.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+    /// The folder of apps cannot be read or watched.
+    #[error("the folder of apps `{path}` cannot be used: {cause}", path = path.display())]
+    AppsDirectory {
+        /// The folder.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+    /// The operating system refused a thread.
+    #[error("the node cannot start: {cause}")]
+    Start {
+        /// What it said.
+        cause: std::io::Error,
+    },
+    /// No app is served at a host.
+    #[error("no app is served at `{host}`")]
+    NoApp {
+        /// The host.
+        host: String,
+    },
+    /// There is no version to go back to.
+    #[error("`{host}` has no version before this one that is still mapped")]
+    NoPrevious {
+        /// The app's host.
+        host: String,
+    },
+    /// An app is needed that cannot be loaded.
+    #[error("`{host}` cannot be loaded: {message}")]
+    NotLoaded {
+        /// The app's host.
+        host: String,
+        /// Why.
+        message: String,
+    },
+    /// An app does not answer a probe as it should.
+    #[error("`{host}` was asked for `{path}`: {reason}")]
+    Probe {
+        /// The app's host.
+        host: String,
+        /// What it was asked for.
+        path: String,
+        /// What came of it.
+        reason: String,
+    },
+    /// The requests of an app fail.
+    #[error("the last {count} requests to `{host}` failed")]
+    Failing {
+        /// The app's host.
+        host: String,
+        /// How many in a row.
+        count: u32,
+    },
 }
 
 impl Error {
@@ -80,6 +158,16 @@ impl Error {
             Self::UnsupportedComposition { .. } => "WISP-E0704",
             Self::FilesFolder { .. } => "WISP-E0705",
             Self::AllowedHosts { .. } => "WISP-E0707",
+            Self::HostName { .. } => "WISP-E0708",
+            Self::NoApp { .. } => "WISP-E0709",
+            Self::NotLoaded { .. } => "WISP-E0710",
+            Self::Folder { .. } => "WISP-E0713",
+            Self::AppsDirectory { .. } => "WISP-E0714",
+            Self::Start { .. } => "WISP-E0715",
+            Self::NoPrevious { .. } => "WISP-E0716",
+            Self::Probe { .. } => "WISP-E0717",
+            Self::Failing { .. } => "WISP-E0718",
+            Self::Manifest { code, .. } => code,
         }
     }
 
@@ -109,6 +197,28 @@ impl Error {
                     .into(),
             ),
             Self::FilesFolder { .. } => Some("name a folder that can be written with `--temp`".into()),
+            Self::HostName { .. } => {
+                Some("name the app's folder like its host: lower case, without a port".into())
+            }
+            Self::Folder { .. } => Some(
+                "an app is a folder with a `spin.toml`; put it together elsewhere, then move it into place"
+                    .into(),
+            ),
+            Self::AppsDirectory { .. } => Some(
+                "name a folder that can be read with `--apps`; many watches need a higher \
+                      `fs.inotify.max_user_watches`"
+                    .into(),
+            ),
+            Self::Start { .. } => {
+                Some("check the limits on threads and descriptors (`ulimit -u`, `ulimit -n`)".into())
+            }
+            Self::NoPrevious { .. } => {
+                Some("only the last version is kept, and only while there is room; put the wanted one".into())
+            }
+            Self::Failing { .. } | Self::Probe { .. } => {
+                Some("the log files of its components may say why".into())
+            }
+            Self::Manifest { .. } | Self::NoApp { .. } | Self::NotLoaded { .. } => None,
         }
     }
 }

@@ -1,106 +1,496 @@
-//! From `runtime-config.toml` to settings of the capabilities.
+//! From a checked app to one that answers.
 
-use std::path::PathBuf;
-
-use indexmap::IndexMap;
-use wisp_capability::{
-    key_value::StoreConfig,
-    outbound,
-    outbound_http::{self, ClientTls},
-    sqlite::DatabaseConfig,
-    variables::ProviderConfig,
+use std::{
+    any::Any,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
 };
-use wisp_manifest::runtime_config::{KeyValueBackend, RuntimeConfig, SqliteBackend, VariablesProvider};
 
-/// Key-value stores by label.
-pub(crate) fn key_value_stores(config: &RuntimeConfig) -> IndexMap<String, StoreConfig> {
-    let other = |backend: &str| StoreConfig::Other { backend: backend.to_owned() };
-    config
-        .key_value_stores
-        .iter()
-        .map(|(label, backend)| {
-            let store = match backend {
-                KeyValueBackend::Embedded { path } => {
-                    StoreConfig::Spin { path: path.as_ref().map(|path| config.directory.join(path)) }
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use wisp_capability::{
+    Grants, Linkers, key_value, outbound,
+    outbound_http::{self, LocalSlot},
+    sqlite,
+    variables::{self, Providers, Resolver},
+    wasi::{self, LogSettings, LogSink, Logs, StandardStream, files},
+};
+use wisp_engine::{Engine, FileIdentity, ImageStore, LoadedComponent, MappedTotals, Origin};
+use wisp_manifest::{
+    allowed_hosts::{AllowedHosts, BlockedNetworks},
+    id::ComponentId,
+    model::{App, Component, Executor, HttpTarget, Source, TriggerKind},
+};
+use wisp_trigger::http::{ComponentLimits, ComponentSpec, HttpApp, HttpAppBuilder, Outcomes};
+
+use crate::{
+    AppSettings, Error, Errors, RuntimeSettings,
+    runtime_config::{self, Placement},
+};
+
+/// From this size on, compiling takes long enough to say that it has begun.
+const ANNOUNCED_SOURCE_BYTES: usize = 4 << 20;
+
+/// What all apps of a process share.
+pub struct Runtime {
+    engine: Engine,
+    linkers: Linkers,
+    logs: Logs,
+    client: Arc<outbound_http::Client>,
+    outbound_limits: outbound::Limits,
+    database_threads: Arc<sqlite::Threads>,
+    tracker: TaskTracker,
+    /// Loads at once that read, verify, compile or copy. Each uses all cores by itself
+    /// where it compiles; more at once would only hold more memory.
+    slow_loads: Arc<Semaphore>,
+    settings: RuntimeSettings,
+}
+
+/// The stores and databases of one app. Not of one version: what they hold outlives it.
+pub struct AppState {
+    stores: key_value::Stores,
+    databases: sqlite::Databases,
+}
+
+/// An app that answers.
+pub struct LoadedApp {
+    /// The app itself.
+    pub http: Arc<HttpApp>,
+    /// The files that its components were loaded from, as they were.
+    pub sources: Vec<(PathBuf, Option<FileIdentity>)>,
+}
+
+/// A component that is to be served, and how it is called.
+struct Wanted<'app> {
+    component: &'app Component,
+    executor: &'app Executor,
+    path: PathBuf,
+}
+
+/// What a component was given that may have to be opened or copied first.
+#[derive(Default)]
+struct Provided {
+    mounts: Vec<wasi::Mount>,
+    key_value: key_value::Grant,
+    sqlite: sqlite::Grant,
+}
+
+impl Runtime {
+    /// Makes what all apps of the process will share.
+    ///
+    /// # Errors
+    /// If the engine, a log or a TLS setting cannot be set up.
+    pub fn start(settings: RuntimeSettings) -> Result<Self, Error> {
+        let config = &settings.runtime_config;
+        let images = settings.image_dir.as_ref().map(ImageStore::open).transpose()?;
+        let engine = Engine::new(&settings.engine, images)?;
+        let linkers = Linkers::new(&engine).map_err(|cause| wisp_engine::Error::Configuration { cause })?;
+        let logs = Logs::new(LogSettings {
+            directory: settings.log_dir.clone(),
+            truncate: settings.truncate_logs,
+            follow: settings.follow.clone(),
+        })?;
+        Ok(Self {
+            engine,
+            linkers,
+            logs,
+            client: Arc::new(outbound_http::Client::new(&runtime_config::outbound_http(config))?),
+            outbound_limits: runtime_config::outbound_limits(config),
+            database_threads: Arc::default(),
+            tracker: TaskTracker::new(),
+            slow_loads: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
+            settings,
+        })
+    }
+
+    /// Opens the stores and databases of the one app of a process: all that are
+    /// configured, where the configuration says.
+    ///
+    /// # Errors
+    /// If one of them cannot be opened.
+    pub fn open_state(&self, state_dir: Option<&Path>) -> Result<AppState, Error> {
+        let config = &self.settings.runtime_config;
+        let placement = Placement::AsConfigured;
+        Ok(AppState {
+            stores: key_value::Stores::open(state_dir, &runtime_config::key_value_stores(config, placement))?,
+            databases: sqlite::Databases::open(
+                state_dir,
+                &runtime_config::sqlite_databases(config, placement),
+            )?,
+        })
+    }
+
+    /// The stores and databases of one app among many: all of them in its own folder,
+    /// or in memory, and none of them opened before a component wants it.
+    pub fn state(&self, state_dir: Option<&Path>) -> AppState {
+        let config = &self.settings.runtime_config;
+        let placement = Placement::PerApp(state_dir);
+        AppState {
+            stores: key_value::Stores::new(state_dir, &runtime_config::key_value_stores(config, placement)),
+            databases: sqlite::Databases::new(
+                state_dir,
+                &runtime_config::sqlite_databases(config, placement),
+                self.database_threads.clone(),
+            ),
+        }
+    }
+
+    /// Knows of guests that go on after their response.
+    pub fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// What is mapped at the moment.
+    pub fn mapped(&self) -> MappedTotals {
+        self.engine.mapped()
+    }
+
+    /// Writes out what components have logged so far. For the end of the process.
+    pub fn flush_logs(&self) {
+        self.logs.flush();
+    }
+
+    /// Loads an app.
+    ///
+    /// Where everything about its components is known already, nothing here waits: the
+    /// future is ready when it is polled first. What may take long (reading, verifying,
+    /// compiling, copying files, opening stores) is done on threads for blocking work.
+    ///
+    /// # Errors
+    /// Everything that is wrong with any of its components.
+    pub async fn load(
+        &self,
+        app: &App,
+        settings: &AppSettings,
+        state: &Arc<AppState>,
+        outcomes: &Arc<Outcomes>,
+    ) -> Result<LoadedApp, Errors> {
+        let wanted = wanted_components(app, settings)?;
+        let providers = self.providers(app, settings)?;
+        let resolver = Arc::new(Resolver::new(&app.variables, providers).await?);
+        for (label, key, value) in &settings.key_values {
+            state.stores.set(label, key, value.clone()).await?;
+        }
+        for (label, statements) in &settings.sql_statements {
+            state.databases.execute(label, statements)?;
+        }
+        let files = Arc::new(files_dir(settings, &wanted)?);
+        let files_path = files.as_ref().as_ref().map(TempDir::path).or(settings.files_dir.as_deref());
+        let provided = provide(app, settings, &wanted, state, files_path).await;
+        let loaded = self.load_components(&wanted).await;
+
+        let local = LocalSlot::default();
+        let mut builder =
+            HttpAppBuilder::new(&self.engine, &self.linkers, self.settings.admission, self.tracker.clone())
+                .outcomes(outcomes.clone());
+        let mut errors = Vec::new();
+        let mut sources = Vec::with_capacity(wanted.len());
+        for ((wanted, loaded), provided) in wanted.iter().zip(loaded).zip(provided) {
+            let component = wanted.component;
+            let result = match (loaded, provided) {
+                (Ok(loaded), Ok(provided)) => {
+                    report_compiling(&component.id, &loaded);
+                    sources.push((wanted.path.clone(), loaded.source));
+                    let kept: Arc<dyn Any + Send + Sync> = files.clone();
+                    self.spec(app, settings, wanted, loaded, provided, &resolver, &local, kept)
+                        .await
+                        .and_then(|spec| Ok(builder.component(&component.id, spec)?))
                 }
-                KeyValueBackend::Redis { .. } => other("redis"),
-                KeyValueBackend::AzureCosmos { .. } => other("azure_cosmos"),
-                KeyValueBackend::AwsDynamo { .. } => other("aws_dynamo"),
+                (Err(cause), _) => Err(Error::Component { component: component.id.to_string(), cause }),
+                (_, Err(error)) => Err(error),
             };
-            (label.to_string(), store)
-        })
-        .collect()
-}
+            errors.extend(result.err());
+        }
+        if errors.is_empty() {
+            Ok(LoadedApp { http: builder.build(app, &local), sources })
+        } else {
+            Err(Errors(errors))
+        }
+    }
 
-/// SQLite databases by label.
-pub(crate) fn sqlite_databases(config: &RuntimeConfig) -> IndexMap<String, DatabaseConfig> {
-    config
-        .sqlite_databases
-        .iter()
-        .map(|(label, backend)| {
-            let database = match backend {
-                SqliteBackend::Embedded { path, allow_attach_file } => DatabaseConfig::Spin {
-                    path: path.as_ref().map(|path| config.directory.join(path)),
-                    allow_attach_file: *allow_attach_file,
-                },
-                SqliteBackend::Libsql { .. } => DatabaseConfig::Other { backend: "libsql".into() },
+    /// Does for an app what can be done before it is loaded: its components are
+    /// compiled, their images verified, their imports linked. Keeps nothing mapped and
+    /// opens no store. Blocks.
+    ///
+    /// # Errors
+    /// Everything that is wrong with any of its components.
+    pub fn prepare(&self, app: &App, settings: &AppSettings) -> Result<(), Errors> {
+        let mut errors = Vec::new();
+        for wanted in wanted_components(app, settings)? {
+            let id = &wanted.component.id;
+            let checked = match self.engine.load_file(&wanted.path) {
+                Ok(loaded) => {
+                    HttpAppBuilder::check(&self.linkers, id, &loaded, wanted.executor).map_err(Error::from)
+                }
+                Err(cause) => Err(Error::Component { component: id.to_string(), cause: Arc::new(cause) }),
             };
-            (label.to_string(), database)
+            errors.extend(checked.err());
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
+    }
+
+    /// Loads the code of components: at once where all of it is known, else on threads
+    /// for blocking work.
+    async fn load_components(
+        &self,
+        wanted: &[Wanted<'_>],
+    ) -> Vec<Result<LoadedComponent, Arc<wisp_engine::Error>>> {
+        let known: Option<Vec<_>> =
+            wanted.iter().map(|wanted| self.engine.load_known(&wanted.path).map(Ok)).collect();
+        if let Some(known) = known {
+            return known;
+        }
+        let _turn = self.slow_loads.acquire().await;
+        let engine = self.engine.clone();
+        let (ids, paths): (Vec<ComponentId>, Vec<PathBuf>) =
+            wanted.iter().map(|wanted| (wanted.component.id.clone(), wanted.path.clone())).unzip();
+        let loading = tokio::task::spawn_blocking(move || {
+            engine.load_files(&paths, |position, size_bytes| {
+                if size_bytes >= ANNOUNCED_SOURCE_BYTES {
+                    let size_mib = size_bytes >> 20;
+                    tracing::info!(component = %ids[position], "compiling {size_mib} MiB");
+                }
+            })
+        });
+        match loading.await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let stopped =
+                    Arc::new(wisp_engine::Error::Compile { message: format!("loading ended: {error}") });
+                wanted.iter().map(|_| Err(stopped.clone())).collect()
+            }
+        }
+    }
+
+    fn providers(&self, app: &App, settings: &AppSettings) -> Result<Providers, Error> {
+        let given = settings.variables.iter().cloned();
+        if !settings.use_variables_providers {
+            return Ok(Providers::new().then(variables::StaticValues::from_command_line(given)));
+        }
+        let configured = runtime_config::variables_providers(&self.settings.runtime_config);
+        Ok(Providers::assemble(given, &configured, &app.directory)?)
+    }
+
+    /// Puts together what a component is served with.
+    #[expect(clippy::too_many_arguments, reason = "the parts of an app that is being loaded, used once")]
+    async fn spec(
+        &self,
+        app: &App,
+        settings: &AppSettings,
+        wanted: &Wanted<'_>,
+        loaded: LoadedComponent,
+        provided: Provided,
+        resolver: &Arc<Resolver>,
+        local: &LocalSlot,
+        kept: Arc<dyn Any + Send + Sync>,
+    ) -> Result<ComponentSpec, Error> {
+        let component = wanted.component;
+        let id = component.id.as_arc();
+        let mut environment = component.environment.clone();
+        environment.extend(settings.environment.iter().cloned());
+        let wasi = wasi::Grant::new(
+            id,
+            wasi::Settings {
+                environment: environment.into_iter().collect(),
+                arguments: Vec::new(),
+                mounts: provided.mounts,
+                may_write: settings.may_write_files,
+                stdout: self.log(settings, id, StandardStream::Stdout)?,
+                stderr: self.log(settings, id, StandardStream::Stderr)?,
+            },
+        )?;
+        let grants = Grants {
+            component: id.clone(),
+            wasi,
+            variables: variables::Grant::new(id.clone(), &component.variables, resolver.clone()).await?,
+            key_value: provided.key_value,
+            sqlite: provided.sqlite,
+            outbound: outbound::Grant::new(
+                id.clone(),
+                self.allowed_hosts(component, resolver).await?,
+                self.blocked_networks(),
+                self.outbound_limits.clone(),
+            ),
+            outbound_http: outbound_http::Grant::new(id, &self.client, local.clone()),
+            ai_models: component.ai_models.iter().cloned().collect(),
+        };
+        let limits = component.wisp.limits.or(app.wisp.limits);
+        Ok(ComponentSpec {
+            loaded,
+            grants: Arc::new(grants),
+            executor: wanted.executor.clone(),
+            reuse: component.wisp.reuse.or(settings.reuse),
+            limits: ComponentLimits {
+                // What the author asks for can only tighten what the operator allows.
+                max_memory_bytes: least(limits.memory_bytes, settings.max_memory_bytes)
+                    .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+                request_timeout: least(limits.request_timeout, settings.request_timeout),
+                max_concurrent_requests_count: limits
+                    .max_concurrent_requests
+                    .map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
+            },
+            kept,
         })
-        .collect()
-}
+    }
 
-/// Where values of variables come from, beside the command line and the environment.
-pub(crate) fn variables_providers(config: &RuntimeConfig) -> Vec<ProviderConfig> {
-    let provider = |provider: &VariablesProvider| match provider {
-        VariablesProvider::Static { values } => ProviderConfig::Static {
-            values: values
-                .iter()
-                .map(|(name, value)| (name.to_string(), value.reveal().to_owned()))
-                .collect(),
-        },
-        VariablesProvider::Environment { prefix, dotenv_path } => ProviderConfig::Environment {
-            prefix: Some(prefix.clone()),
-            dotenv_path: dotenv_path.as_ref().map(|path| config.directory.join(path)),
-        },
-        VariablesProvider::Vault { .. } => ProviderConfig::Vault,
-        VariablesProvider::AzureKeyVault { .. } => ProviderConfig::AzureKeyVault,
-    };
-    config.variables_providers.iter().map(provider).collect()
-}
+    fn log(&self, settings: &AppSettings, component: &str, stream: StandardStream) -> Result<LogSink, Error> {
+        match &settings.log_name {
+            None => Ok(self.logs.sink(component, stream)?),
+            Some(app) => Ok(self.logs.sink_of(app, component, stream)),
+        }
+    }
 
-/// How outbound HTTP requests are sent.
-pub(crate) fn outbound_http(config: &RuntimeConfig) -> outbound_http::Settings {
-    outbound_http::Settings {
-        connection_pooling: config.outbound_http.connection_pooling,
-        max_connections_count: config.outbound_http.max_connections_count.map(count),
-        client_tls: config.client_tls.iter().map(|tls| client_tls(config, tls)).collect(),
-        http2_prior_knowledge: std::env::var(outbound_http::HTTP2_PRIOR_KNOWLEDGE_VARIABLE).ok(),
+    async fn allowed_hosts(
+        &self,
+        component: &Component,
+        resolver: &Arc<Resolver>,
+    ) -> Result<AllowedHosts, Error> {
+        let templates = &component.allowed_outbound_hosts;
+        let values = resolver.values_for(templates).await?;
+        AllowedHosts::resolve(templates, |name| values.get(name)).map_err(|cause| Error::AllowedHosts {
+            component: component.id.to_string(),
+            message: cause.to_string(),
+        })
+    }
+
+    fn blocked_networks(&self) -> BlockedNetworks {
+        self.settings.runtime_config.outbound_networking.blocked_networks.clone()
     }
 }
 
-fn client_tls(config: &RuntimeConfig, tls: &wisp_manifest::runtime_config::ClientTls) -> ClientTls {
-    let file = |path: &PathBuf| config.directory.join(path);
-    ClientTls {
-        component_ids: tls.component_ids.iter().map(ToString::to_string).collect(),
-        hosts: tls.hosts.clone(),
-        ca_use_platform_roots: tls.ca_use_platform_roots,
-        ca_use_webpki_roots: Some(tls.ca_use_webpki_roots),
-        ca_roots_file: tls.ca_roots_file.as_ref().map(file),
-        client_cert_file: tls.client_certificate.as_ref().map(|files| file(&files.certificate_file)),
-        client_private_key_file: tls.client_certificate.as_ref().map(|files| file(&files.private_key_file)),
+/// Opens the stores and places the files of all components; on a thread for blocking
+/// work, if there is anything to do.
+async fn provide(
+    app: &App,
+    settings: &AppSettings,
+    wanted: &[Wanted<'_>],
+    state: &Arc<AppState>,
+    files_path: Option<&Path>,
+) -> Vec<Result<Provided, Error>> {
+    let needs_nothing = wanted.iter().all(|wanted| {
+        let component = wanted.component;
+        component.files.is_empty()
+            && component.key_value_stores.is_empty()
+            && component.sqlite_databases.is_empty()
+    });
+    if needs_nothing {
+        return wanted.iter().map(|_| Ok(Provided::default())).collect();
+    }
+    let components: Vec<Component> = wanted.iter().map(|wanted| wanted.component.clone()).collect();
+    let (state, files_path, app_dir) = (state.clone(), files_path.map(Path::to_owned), app.directory.clone());
+    let mode = if settings.direct_mounts { files::Mode::Direct } else { files::Mode::Copy };
+    let count = components.len();
+    let providing = tokio::task::spawn_blocking(move || {
+        let provide = |component: &Component| {
+            let id = component.id.as_arc();
+            let mounts = match &files_path {
+                None => Vec::new(),
+                Some(folder) => files::assemble(
+                    files::Files {
+                        component: id,
+                        files: &component.files,
+                        exclude: &component.exclude_files,
+                    },
+                    &app_dir,
+                    &folder.join(id.as_ref()),
+                    mode,
+                )?,
+            };
+            Ok(Provided {
+                mounts,
+                key_value: state.stores.grant(&component.key_value_stores)?,
+                sqlite: state.databases.grant(&component.sqlite_databases)?,
+            })
+        };
+        components.iter().map(provide).collect()
+    });
+    match providing.await {
+        Ok(provided) => provided,
+        Err(error) => {
+            let cause = || std::io::Error::other(error.to_string());
+            (0..count).map(|_| Err(Error::FilesFolder { cause: cause() })).collect()
+        }
     }
 }
 
-/// How many connections of all kinds may be open.
-pub(crate) fn outbound_limits(config: &RuntimeConfig) -> outbound::Limits {
-    let networking = &config.outbound_networking;
-    outbound::Limits::new(
-        networking.max_total_connections_count.map(count),
-        networking.max_socket_connections_count.map(count),
-    )
+/// The components that HTTP triggers start, each once per way of calling it.
+fn wanted_components<'app>(app: &'app App, settings: &AppSettings) -> Result<Vec<Wanted<'app>>, Errors> {
+    let mut wanted: Vec<Wanted<'app>> = Vec::new();
+    let mut errors = Vec::new();
+    let mut has_http_trigger = false;
+    for trigger in &app.triggers {
+        let TriggerKind::Http(http) = &trigger.kind else {
+            tracing::warn!(
+                code = "WISP-E0706",
+                trigger = %trigger.id,
+                "only HTTP triggers run in this version, this one does not"
+            );
+            continue;
+        };
+        has_http_trigger = true;
+        let HttpTarget::Component { component: id, executor } = &http.target else { continue };
+        let Some(component) = app.components.get(id) else { continue };
+        let is_wanted = settings.only_components.is_empty()
+            || settings.only_components.iter().any(|only| only == id.as_str());
+        if !is_wanted || wanted.iter().any(|known| known.component.id == *id && known.executor == executor) {
+            continue;
+        }
+        if !http.middleware.is_empty() {
+            errors.push(Error::UnsupportedComposition { component: id.to_string(), what: "middleware" });
+        }
+        if !component.dependencies.is_empty() {
+            errors.push(Error::UnsupportedComposition { component: id.to_string(), what: "dependencies" });
+        }
+        match &component.source {
+            Source::Path(path) => {
+                wanted.push(Wanted { component, executor, path: app.directory.join(path) });
+            }
+            Source::Url { .. } => {
+                errors.push(Error::UnsupportedSource { component: id.to_string(), place: "a URL" });
+            }
+            Source::Registry(_) => {
+                errors.push(Error::UnsupportedSource { component: id.to_string(), place: "a registry" });
+            }
+        }
+    }
+    if !has_http_trigger {
+        errors.push(Error::NoTrigger);
+    }
+    for only in &settings.only_components {
+        if !wanted.iter().any(|wanted| wanted.component.id.as_str() == only) {
+            let known = app.components.keys().map(ToString::to_string).collect();
+            errors.push(Error::UnknownComponent { component: only.clone(), known });
+        }
+    }
+    if errors.is_empty() { Ok(wanted) } else { Err(Errors(errors)) }
 }
 
-fn count(count: u32) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
+/// A temporary folder for files, if there are files and no folder was named.
+fn files_dir(settings: &AppSettings, wanted: &[Wanted<'_>]) -> Result<Option<TempDir>, Error> {
+    let has_files = wanted.iter().any(|wanted| !wanted.component.files.is_empty());
+    if !has_files || settings.files_dir.is_some() {
+        return Ok(None);
+    }
+    tempfile::Builder::new()
+        .prefix("wisp-files-")
+        .tempdir()
+        .map(Some)
+        .map_err(|cause| Error::FilesFolder { cause })
+}
+
+fn report_compiling(id: &ComponentId, loaded: &LoadedComponent) {
+    if let Origin::Compiled(duration) = loaded.origin {
+        let seconds = duration.as_secs_f32();
+        tracing::info!(component = %id, "compiled in {seconds:.1} s; later starts map the result");
+    }
+}
+
+/// The smaller of two bounds, where either may be missing.
+fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
 }

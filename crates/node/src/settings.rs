@@ -7,30 +7,30 @@ use wisp_engine::EngineConfig;
 use wisp_manifest::{model::Reuse, runtime_config::RuntimeConfig};
 use wisp_trigger::http::AdmissionLimits;
 
-/// Settings of a node: what all of its apps share.
+/// Settings of a process: what all of its apps share.
 #[derive(Default)]
-pub struct NodeSettings {
+pub struct RuntimeSettings {
     /// The engine and its pool.
     pub engine: EngineConfig,
     /// Where compiled images are kept; `None` compiles at every start.
     pub image_dir: Option<PathBuf>,
     /// Backends, providers and limits, from `runtime-config.toml`.
     pub runtime_config: RuntimeConfig,
-    /// Where stores and databases without a path of their own lie; `None` keeps
-    /// them in memory.
-    pub state_dir: Option<PathBuf>,
     /// Where the log files of components lie; `None` writes none.
     pub log_dir: Option<PathBuf>,
     /// Begin log files anew.
     pub truncate_logs: bool,
-    /// Which components' output appears on the terminal.
+    /// Whose output appears on the terminal: components, or apps where there are many.
     pub follow: Follow,
     /// How many requests run and wait.
     pub admission: AdmissionLimits,
 }
 
+/// A value of a variable that was given by name.
+pub(crate) type VariableValue = (wisp_manifest::id::VariableName, wisp_capability::variables::Value);
+
 /// Settings of one app.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct AppSettings {
     /// Values of variables that win over all other sources.
     pub variables: Vec<(wisp_manifest::id::VariableName, wisp_capability::variables::Value)>,
@@ -54,4 +54,40 @@ pub struct AppSettings {
     pub key_values: Vec<(String, String, Vec<u8>)>,
     /// Run these statements before serving: label, statements.
     pub sql_statements: Vec<(String, String)>,
+    /// Whether values of variables also come from the providers of the runtime
+    /// configuration and the environment of the process. Not where the apps of a
+    /// process are strangers to each other.
+    pub use_variables_providers: bool,
+    /// What the app is called in logs, where there are many apps.
+    pub log_name: Option<String>,
+}
+
+/// Settings of a node: many apps in one process.
+pub struct NodeSettings {
+    /// The folder whose entries are apps, by host name. What is put with a folder of
+    /// this place takes no memory for the folder's name.
+    pub apps_dir: PathBuf,
+    /// Where each app's stores and databases lie, in a folder of its host name; `None`
+    /// keeps them in memory.
+    pub state_dir: Option<PathBuf>,
+    /// Where values of variables come from: `HOST.toml` or `HOST.json`.
+    pub variables_dir: Option<PathBuf>,
+    /// What all apps have in common.
+    pub app: AppSettings,
+    /// What may be mapped.
+    pub budget: Budget,
+    /// How many requests wait for one app to be loaded; more are refused at once.
+    pub max_waiting_count: usize,
+    /// How long a request waits for its app to be loaded before it is refused.
+    pub max_wait: Duration,
+}
+
+/// What may be mapped at once; apps beyond it are unmapped, those first that were not
+/// used for longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Images. Each takes three mappings and a descriptor.
+    pub max_images_count: usize,
+    /// The sizes of the images' files together: what they may take of memory.
+    pub max_image_bytes: u64,
 }

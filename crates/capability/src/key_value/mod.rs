@@ -2,15 +2,15 @@
 //!
 //! For: what guests see as `fermyon:spin/key-value`, `spin:key-value` and
 //! `wasi:keyvalue`, in every version, over one [`Store`] trait. A new backend
-//! is a new implementation of that trait and an arm in [`Stores::open`].
+//! is a new implementation of that trait and an arm in `Opened::open`.
 //!
 //! Not for: deciding which component may use which store. The caller does that
 //! by building a [`Grant`] of the labels that the manifest lists.
 //!
-//! Life of a store: [`Stores::open`] opens what the runtime configuration
-//! defines, once per process; [`Stores::grant`] hands a component the stores it
-//! may use; a guest opens a label and holds a handle, which an instance's end
-//! closes.
+//! Life of a store: [`Stores`] knows what the runtime configuration defines and opens
+//! it when it is first wanted ([`Stores::grant`], which hands a component the stores
+//! it may use) or at once ([`Stores::open`]); a guest opens a label and holds a handle,
+//! which an instance's end closes.
 //!
 //! # Durability
 //! When `set` (or any other change) returns, the change is on disk: it survives
@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use indexmap::IndexMap;
@@ -143,8 +143,16 @@ pub trait Store: Send + Sync {
 /// A key with its value, `None` if the key is not there.
 pub type KeyAndValue = (String, Option<Vec<u8>>);
 
-/// The stores of a process by label.
+/// The stores of an app by label.
 pub struct Stores {
+    configs: IndexMap<String, StoreConfig>,
+    opened: Mutex<Opened>,
+}
+
+/// Those stores that are open.
+#[derive(Default)]
+struct Opened {
+    files: BTreeMap<PathBuf, Arc<file::Database>>,
     by_label: BTreeMap<String, Arc<dyn Store>>,
 }
 
@@ -161,49 +169,27 @@ pub(crate) struct Checked {
 }
 
 impl Stores {
-    /// Opens every configured store, and `default` if it is not configured:
-    /// `sqlite_key_value.db` in the state directory, or memory without one.
+    /// Every configured store, and `default` if it is not configured:
+    /// `sqlite_key_value.db` in the state directory, or memory without one. Nothing is
+    /// opened yet.
+    pub fn new(state_dir: Option<&Path>, configs: &IndexMap<String, StoreConfig>) -> Self {
+        let mut configs = configs.clone();
+        configs
+            .entry(DEFAULT_LABEL.to_owned())
+            .or_insert_with(|| StoreConfig::Spin { path: state_dir.map(|dir| dir.join(DEFAULT_FILE_NAME)) });
+        Self { configs, opened: Mutex::default() }
+    }
+
+    /// The same, and opens all of them.
     ///
     /// # Errors
     /// A file that cannot be opened; a backend that this version lacks.
     pub fn open(state_dir: Option<&Path>, configs: &IndexMap<String, StoreConfig>) -> Result<Self, Error> {
-        let default = StoreConfig::Spin { path: state_dir.map(|dir| dir.join(DEFAULT_FILE_NAME)) };
-        let mut files: BTreeMap<PathBuf, Arc<file::Database>> = BTreeMap::new();
-        let mut by_label: BTreeMap<String, Arc<dyn Store>> = BTreeMap::new();
-        let default_entry = (!configs.contains_key(DEFAULT_LABEL)).then_some((DEFAULT_LABEL, &default));
-        let entries = configs.iter().map(|(label, config)| (label.as_str(), config)).chain(default_entry);
-        for (label, config) in entries {
-            let store: Arc<dyn Store> = match config {
-                StoreConfig::Spin { path: None } => Arc::new(memory::MemoryStore::default()),
-                StoreConfig::Spin { path: Some(path) } => {
-                    let failed = |cause: String| Error::KeyValueOpen {
-                        label: label.to_owned(),
-                        path: path.clone(),
-                        cause,
-                    };
-                    let file =
-                        crate::sqlite::file::create(path).map_err(|cause| failed(cause.to_string()))?;
-                    let database = match files.get(&file) {
-                        Some(database) => database.clone(),
-                        None => {
-                            let database =
-                                file::Database::open(&file).map_err(|cause| failed(cause.to_string()))?;
-                            files.insert(file, database.clone());
-                            database
-                        }
-                    };
-                    Arc::new(file::FileStore::new(database, label))
-                }
-                StoreConfig::Other { backend } => {
-                    return Err(Error::KeyValueBackendUnsupported {
-                        label: label.to_owned(),
-                        backend: backend.clone(),
-                    });
-                }
-            };
-            by_label.insert(label.to_owned(), store);
+        let stores = Self::new(state_dir, configs);
+        for label in stores.configs.keys() {
+            stores.store(label)?;
         }
-        Ok(Self { by_label })
+        Ok(stores)
     }
 
     /// The stores for a component whose manifest lists these labels.
@@ -214,7 +200,7 @@ impl Stores {
         let mut grant = Grant::default();
         for label in labels {
             let label = label.as_ref();
-            grant.stores.insert(label.to_owned(), self.store(label)?.clone());
+            grant.stores.insert(label.to_owned(), self.store(label)?);
         }
         Ok(grant)
     }
@@ -225,7 +211,7 @@ impl Stores {
     /// A label that is not configured; a key or value over its limit; a store
     /// that cannot be written.
     pub async fn set(&self, label: &str, key: &str, value: Vec<u8>) -> Result<(), Error> {
-        let store = Checked { store: self.store(label)?.clone() };
+        let store = Checked { store: self.store(label)? };
         store.set(key.to_owned(), value).await.map_err(|cause| Error::KeyValueSet {
             label: label.to_owned(),
             key: key.to_owned(),
@@ -233,11 +219,51 @@ impl Stores {
         })
     }
 
-    fn store(&self, label: &str) -> Result<&Arc<dyn Store>, Error> {
-        self.by_label.get(label).ok_or_else(|| Error::KeyValueStoreUnknown {
-            label: label.to_owned(),
-            known: self.by_label.keys().cloned().collect(),
-        })
+    fn store(&self, label: &str) -> Result<Arc<dyn Store>, Error> {
+        let Some(config) = self.configs.get(label) else {
+            let mut known: Vec<String> = self.configs.keys().cloned().collect();
+            known.sort();
+            return Err(Error::KeyValueStoreUnknown { label: label.to_owned(), known });
+        };
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.open(label, config)
+    }
+}
+
+impl Opened {
+    fn open(&mut self, label: &str, config: &StoreConfig) -> Result<Arc<dyn Store>, Error> {
+        if let Some(store) = self.by_label.get(label) {
+            return Ok(store.clone());
+        }
+        let store: Arc<dyn Store> = match config {
+            StoreConfig::Spin { path: None } => Arc::new(memory::MemoryStore::default()),
+            StoreConfig::Spin { path: Some(path) } => {
+                let failed = |cause: String| Error::KeyValueOpen {
+                    label: label.to_owned(),
+                    path: path.clone(),
+                    cause,
+                };
+                let file = crate::sqlite::file::create(path).map_err(|cause| failed(cause.to_string()))?;
+                let database = match self.files.get(&file) {
+                    Some(database) => database.clone(),
+                    None => {
+                        let database =
+                            file::Database::open(&file).map_err(|cause| failed(cause.to_string()))?;
+                        self.files.insert(file, database.clone());
+                        database
+                    }
+                };
+                Arc::new(file::FileStore::new(database, label))
+            }
+            StoreConfig::Other { backend } => {
+                return Err(Error::KeyValueBackendUnsupported {
+                    label: label.to_owned(),
+                    backend: backend.clone(),
+                });
+            }
+        };
+        self.by_label.insert(label.to_owned(), store.clone());
+        Ok(store)
     }
 }
 

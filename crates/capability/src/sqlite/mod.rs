@@ -86,8 +86,17 @@ pub enum DatabaseConfig {
     },
 }
 
-/// The databases of a process by label.
+/// The databases of an app by label.
 pub struct Databases {
+    configs: IndexMap<String, DatabaseConfig>,
+    threads: Arc<Threads>,
+    opened: Mutex<Opened>,
+}
+
+/// Those databases that are open.
+#[derive(Default)]
+struct Opened {
+    files: BTreeMap<PathBuf, Arc<Database>>,
     by_label: BTreeMap<String, Link>,
 }
 
@@ -125,8 +134,8 @@ enum Location {
     Memory(String),
 }
 
-/// Bounds on the threads that run statements.
-struct Threads {
+/// Bounds on the threads that run statements, for all databases of a process.
+pub struct Threads {
     statements: Arc<Semaphore>,
     statements_in_transaction: Arc<Semaphore>,
 }
@@ -179,61 +188,31 @@ pub(crate) enum SqlError {
 }
 
 impl Databases {
-    /// Opens every configured database, and `default` if it is not configured:
-    /// `sqlite_db.db` in the state directory, or memory without one.
+    /// Every configured database, and `default` if it is not configured: `sqlite_db.db`
+    /// in the state directory, or memory without one. Nothing is opened yet.
+    pub fn new(
+        state_dir: Option<&Path>,
+        configs: &IndexMap<String, DatabaseConfig>,
+        threads: Arc<Threads>,
+    ) -> Self {
+        let mut configs = configs.clone();
+        configs.entry(DEFAULT_LABEL.to_owned()).or_insert_with(|| DatabaseConfig::Spin {
+            path: state_dir.map(|dir| dir.join(DEFAULT_FILE_NAME)),
+            allow_attach_file: false,
+        });
+        Self { configs, threads, opened: Mutex::default() }
+    }
+
+    /// The same, and opens all of them.
     ///
     /// # Errors
     /// A file that cannot be opened; a backend that this version lacks.
     pub fn open(state_dir: Option<&Path>, configs: &IndexMap<String, DatabaseConfig>) -> Result<Self, Error> {
-        let default = DatabaseConfig::Spin {
-            path: state_dir.map(|dir| dir.join(DEFAULT_FILE_NAME)),
-            allow_attach_file: false,
-        };
-        let threads = Arc::new(Threads {
-            statements: Arc::new(Semaphore::new(STATEMENTS_MAX_COUNT)),
-            statements_in_transaction: Arc::new(Semaphore::new(STATEMENTS_IN_TRANSACTION_MAX_COUNT)),
-        });
-        let mut files: BTreeMap<PathBuf, Arc<Database>> = BTreeMap::new();
-        let mut by_label = BTreeMap::new();
-        let default_entry = (!configs.contains_key(DEFAULT_LABEL)).then_some((DEFAULT_LABEL, &default));
-        let entries = configs.iter().map(|(label, config)| (label.as_str(), config)).chain(default_entry);
-        for (label, config) in entries {
-            let DatabaseConfig::Spin { path, allow_attach_file } = config else {
-                let DatabaseConfig::Other { backend } = config else { continue };
-                return Err(Error::SqliteBackendUnsupported {
-                    label: label.to_owned(),
-                    backend: backend.clone(),
-                });
-            };
-            let failed = |cause: String| Error::SqliteOpen {
-                label: label.to_owned(),
-                path: path.clone().unwrap_or_else(|| "memory".into()),
-                cause,
-            };
-            let location = match path {
-                None => Location::new_memory(),
-                Some(path) => Location::File(file::create(path).map_err(|cause| failed(cause.to_string()))?),
-            };
-            let known = match &location {
-                Location::File(path) => files.get(path).cloned(),
-                Location::Memory(_) => None,
-            };
-            let database = match known {
-                Some(database) => database,
-                None => {
-                    let database = Database::open(location, threads.clone())
-                        .map_err(|cause| failed(cause.to_string()))?;
-                    let database = Arc::new(database);
-                    if let Location::File(path) = &database.location {
-                        files.insert(path.clone(), database.clone());
-                    }
-                    database
-                }
-            };
-            let link = Link { database, allow_attach_file: *allow_attach_file };
-            by_label.insert(label.to_owned(), link);
+        let databases = Self::new(state_dir, configs, Arc::default());
+        for label in databases.configs.keys() {
+            databases.link(label)?;
         }
-        Ok(Self { by_label })
+        Ok(databases)
     }
 
     /// The databases for a component whose manifest lists these labels.
@@ -244,7 +223,7 @@ impl Databases {
         let mut grant = Grant::default();
         for label in labels {
             let label = label.as_ref();
-            grant.by_label.insert(label.to_owned(), self.link(label)?.clone());
+            grant.by_label.insert(label.to_owned(), self.link(label)?);
         }
         Ok(grant)
     }
@@ -257,8 +236,8 @@ impl Databases {
     /// not ended.
     pub fn execute(&self, label: &str, statements: &str) -> Result<(), Error> {
         let failed = |cause: String| Error::SqliteExecute { label: label.to_owned(), cause };
-        let anchor = &self.link(label)?.database.anchor;
-        let anchor = anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = self.link(label)?.database;
+        let anchor = database.anchor.lock().unwrap_or_else(PoisonError::into_inner);
         let result = anchor.execute_batch(statements).map_err(|cause| failed(cause.to_string()));
         if anchor.is_autocommit() {
             return result;
@@ -268,11 +247,68 @@ impl Databases {
         result.and_then(|()| Err(failed("a transaction is not ended with COMMIT".into())))
     }
 
-    fn link(&self, label: &str) -> Result<&Link, Error> {
-        self.by_label.get(label).ok_or_else(|| Error::SqliteDatabaseUnknown {
+    fn link(&self, label: &str) -> Result<Link, Error> {
+        let Some(config) = self.configs.get(label) else {
+            let mut known: Vec<String> = self.configs.keys().cloned().collect();
+            known.sort();
+            return Err(Error::SqliteDatabaseUnknown { label: label.to_owned(), known });
+        };
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.open(label, config, &self.threads)
+    }
+}
+
+impl Opened {
+    fn open(&mut self, label: &str, config: &DatabaseConfig, threads: &Arc<Threads>) -> Result<Link, Error> {
+        if let Some(link) = self.by_label.get(label) {
+            return Ok(link.clone());
+        }
+        let (path, allow_attach_file) = match config {
+            DatabaseConfig::Spin { path, allow_attach_file } => (path, *allow_attach_file),
+            DatabaseConfig::Other { backend } => {
+                return Err(Error::SqliteBackendUnsupported {
+                    label: label.to_owned(),
+                    backend: backend.clone(),
+                });
+            }
+        };
+        let failed = |cause: String| Error::SqliteOpen {
             label: label.to_owned(),
-            known: self.by_label.keys().cloned().collect(),
-        })
+            path: path.clone().unwrap_or_else(|| "memory".into()),
+            cause,
+        };
+        let location = match path {
+            None => Location::new_memory(),
+            Some(path) => Location::File(file::create(path).map_err(|cause| failed(cause.to_string()))?),
+        };
+        let known = match &location {
+            Location::File(path) => self.files.get(path).cloned(),
+            Location::Memory(_) => None,
+        };
+        let database = match known {
+            Some(database) => database,
+            None => {
+                let database =
+                    Database::open(location, threads.clone()).map_err(|cause| failed(cause.to_string()))?;
+                let database = Arc::new(database);
+                if let Location::File(path) = &database.location {
+                    self.files.insert(path.clone(), database.clone());
+                }
+                database
+            }
+        };
+        let link = Link { database, allow_attach_file };
+        self.by_label.insert(label.to_owned(), link.clone());
+        Ok(link)
+    }
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self {
+            statements: Arc::new(Semaphore::new(STATEMENTS_MAX_COUNT)),
+            statements_in_transaction: Arc::new(Semaphore::new(STATEMENTS_IN_TRANSACTION_MAX_COUNT)),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ fn io(result: Result<QueryResult, SqlError>) -> String {
 
 /// Waits until no statement runs any more.
 async fn idle(connection_of: &Databases) {
-    let threads = &connection_of.by_label["default"].database.threads;
+    let threads = &connection_of.threads;
     let all = u32::try_from(STATEMENTS_MAX_COUNT).unwrap();
     let idle = threads.statements.acquire_many(all);
     tokio::time::timeout(Duration::from_secs(20), idle).await.unwrap().unwrap().forget();
@@ -373,7 +373,7 @@ async fn measure() {
 
     let start = Instant::now();
     for _ in 0..1000 {
-        databases.by_label["default"].database.connect(false).unwrap();
+        databases.link("default").unwrap().database.connect(false).unwrap();
     }
     println!("open and close: {:.1} us", each(start, 1000.0));
     let start = Instant::now();

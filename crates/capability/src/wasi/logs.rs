@@ -9,6 +9,10 @@
 //! none, lines are dropped, counted, and the log says how many. A guest neither
 //! blocks a thread nor waits without end nor grows the process.
 //!
+//! A log file is opened when there is something to write to it, and closed again when
+//! [`OPEN_FILES_COUNT`] others were used since: a process with many thousands of
+//! components has a bounded number of them open.
+//!
 //! Life of a line: [`LogStream`] (one per guest and stream) collects bytes up
 //! to a line feed → the queue, as one message for all complete lines of a write
 //! → the writer thread → file and followed stream. Lines of several instances
@@ -18,11 +22,11 @@
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
@@ -60,6 +64,10 @@ const WRITE_PERMIT_BYTES: usize = 64 * 1024;
 /// Colours that tell components apart on a terminal (ANSI foreground codes):
 /// all but red, which reads as an error, and those that vanish on a background.
 const PREFIX_COLOURS: [u8; 5] = [32, 33, 34, 35, 36];
+
+/// Log files that are open at once. Those that are written to all the time stay open;
+/// opening costs some 10 microseconds for the others.
+const OPEN_FILES_COUNT: usize = 64;
 
 /// Which of its two standard streams a guest writes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +120,7 @@ pub struct LogSink {
 struct Sink {
     queue: SyncSender<Message>,
     stream: StandardStream,
-    file: Option<Mutex<File>>,
+    path: Option<PathBuf>,
     /// What stands before each line on Wisp's own stream, if it is followed.
     prefix: Option<String>,
     queued_bytes: AtomicUsize,
@@ -155,24 +163,41 @@ impl Logs {
         Ok(Self { settings, queue })
     }
 
-    /// Where a component's stream goes; opens its log file.
+    /// Where a component's stream goes; makes sure that its log file can be written.
     ///
     /// # Errors
     /// [`Error::LogFile`].
     pub fn sink(&self, component: &str, stream: StandardStream) -> Result<LogSink, Error> {
-        let is_followed = match &self.settings.follow {
-            Follow::All => true,
-            Follow::None => false,
-            Follow::Some(components) => components.contains(component),
-        };
-        let file = match &self.settings.directory {
+        let path = match &self.settings.directory {
             Some(directory) => {
-                Some(Mutex::new(open_log(directory, component, stream, self.settings.truncate)?))
+                let path = log_path(directory, component, stream);
+                open_log(&path, self.settings.truncate)
+                    .map_err(|cause| Error::LogFile { path: path.clone(), cause })?;
+                Some(path)
             }
             None => None,
         };
-        if file.is_none() && !is_followed {
-            return Ok(LogSink::default());
+        Ok(self.sink_to(path, self.settings.follow.includes(component), component, stream))
+    }
+
+    /// Where the stream of a component of one app among many goes: a file in the app's
+    /// own folder, which is made when there is something to write.
+    pub fn sink_of(&self, app: &str, component: &str, stream: StandardStream) -> LogSink {
+        let directory = self.settings.directory.as_ref().map(|directory| directory.join(file_name(app)));
+        let path = directory.map(|directory| log_path(&directory, component, stream));
+        let is_followed = self.settings.follow.includes(app);
+        self.sink_to(path, is_followed, &format!("{app} {component}"), stream)
+    }
+
+    fn sink_to(
+        &self,
+        path: Option<PathBuf>,
+        is_followed: bool,
+        name: &str,
+        stream: StandardStream,
+    ) -> LogSink {
+        if path.is_none() && !is_followed {
+            return LogSink::default();
         }
         let is_terminal = match stream {
             StandardStream::Stdout => io::IsTerminal::is_terminal(&io::stdout()),
@@ -181,13 +206,13 @@ impl Logs {
         let sink = Sink {
             queue: self.queue.clone(),
             stream,
-            file,
-            prefix: is_followed.then(|| prefix(component, is_terminal)),
+            path,
+            prefix: is_followed.then(|| prefix(name, is_terminal)),
             queued_bytes: AtomicUsize::new(0),
             dropped_lines: AtomicU64::new(0),
             room: Notify::new(),
         };
-        Ok(LogSink { inner: Some(Arc::new(sink)) })
+        LogSink { inner: Some(Arc::new(sink)) }
     }
 
     /// Waits, for a bounded time, until what was queued before is written.
@@ -203,28 +228,38 @@ impl Logs {
     }
 }
 
-fn open_log(
-    directory: &std::path::Path,
-    component: &str,
-    stream: StandardStream,
-    truncate: bool,
-) -> Result<File, Error> {
+impl Follow {
+    fn includes(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Some(names) => names.contains(name),
+        }
+    }
+}
+
+/// A name that does not climb out of its folder, wherever it comes from.
+fn file_name(name: &str) -> String {
+    match name {
+        "." | ".." => "_".into(),
+        name => name.replace(['/', '\\', '\0'], "_"),
+    }
+}
+
+fn log_path(directory: &Path, component: &str, stream: StandardStream) -> PathBuf {
     let suffix = match stream {
         StandardStream::Stdout => "stdout",
         StandardStream::Stderr => "stderr",
     };
-    // Component ids have no separators; an id from elsewhere must not climb out.
-    let name = component.replace(['/', '\\', '\0'], "_");
-    let path = directory.join(format!("{name}_{suffix}.txt"));
-    let mut options = OpenOptions::new();
-    options.create(true).append(true);
-    let opened = options.open(&path).and_then(|file| {
-        if truncate {
-            file.set_len(0)?;
-        }
-        Ok(file)
-    });
-    opened.map_err(|cause| Error::LogFile { path, cause })
+    directory.join(format!("{}_{suffix}.txt", file_name(component)))
+}
+
+fn open_log(path: &Path, truncate: bool) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    if truncate {
+        file.set_len(0)?;
+    }
+    Ok(file)
 }
 
 fn prefix(component: &str, is_terminal: bool) -> String {
@@ -239,17 +274,75 @@ fn prefix(component: &str, is_terminal: bool) -> String {
 
 /// The writer thread: ends when nobody can send any more.
 fn write_all(messages: &Receiver<Message>) {
-    let mut prefixed = Vec::new();
+    let mut writer = Writer::default();
     while let Ok(message) = messages.recv() {
-        message.handle(&mut prefixed);
+        message.handle(&mut writer);
+    }
+}
+
+/// What the writer thread keeps between messages.
+#[derive(Default)]
+struct Writer {
+    prefixed: Vec<u8>,
+    /// Open files with the stream they belong to, the one that was used last at the end.
+    files: Vec<(Weak<Sink>, File)>,
+}
+
+impl Writer {
+    /// The file of a stream, opened if need be.
+    fn file(&mut self, sink: &Arc<Sink>) -> Option<&mut File> {
+        let path = sink.path.as_ref()?;
+        let of_sink = |(owner, _): &(Weak<Sink>, File)| std::ptr::eq(owner.as_ptr(), Arc::as_ptr(sink));
+        match self.files.iter().rposition(of_sink) {
+            Some(position) if position + 1 == self.files.len() => {}
+            Some(position) => {
+                let used = self.files.remove(position);
+                self.files.push(used);
+            }
+            None => {
+                let opened = open_log(path, false).or_else(|_| {
+                    std::fs::create_dir_all(path.parent().unwrap_or(path))
+                        .and_then(|()| open_log(path, false))
+                });
+                let file = opened.ok()?;
+                self.files.retain(|(owner, _)| owner.strong_count() > 0);
+                if self.files.len() >= OPEN_FILES_COUNT {
+                    self.files.remove(0);
+                }
+                self.files.push((Arc::downgrade(sink), file));
+            }
+        }
+        self.files.last_mut().map(|(_, file)| file)
+    }
+
+    /// Writes complete lines. Errors are ignored: there is no better place to
+    /// report that a log cannot be written, and guests do not depend on it.
+    fn write(&mut self, sink: &Arc<Sink>, lines: &[u8]) {
+        if let Some(file) = self.file(sink) {
+            drop(file.write_all(lines));
+        }
+        let Some(prefix) = &sink.prefix else { return };
+        let prefixed = &mut self.prefixed;
+        prefixed.clear();
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            prefixed.extend_from_slice(prefix.as_bytes());
+            prefixed.extend_from_slice(line);
+        }
+        match sink.stream {
+            StandardStream::Stdout => {
+                let mut stdout = io::stdout().lock();
+                drop(stdout.write_all(prefixed).and_then(|()| stdout.flush()));
+            }
+            StandardStream::Stderr => drop(io::stderr().lock().write_all(prefixed)),
+        }
     }
 }
 
 impl Message {
-    fn handle(self, prefixed: &mut Vec<u8>) {
+    fn handle(self, writer: &mut Writer) {
         match self {
             Self::Lines { sink, lines } => {
-                sink.write(&lines, prefixed);
+                writer.write(&sink, &lines);
                 sink.give_back(lines.len());
                 let dropped = sink.dropped_lines.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
@@ -257,7 +350,7 @@ impl Message {
                         "wisp: {dropped} lines were dropped here, since they came faster than they could be \
                          written\n"
                     );
-                    sink.write(note.as_bytes(), prefixed);
+                    writer.write(&sink, note.as_bytes());
                 }
             }
             Self::Flush(done) => {
@@ -269,29 +362,6 @@ impl Message {
 }
 
 impl Sink {
-    /// Writes complete lines. Errors are ignored: there is no better place to
-    /// report that a log cannot be written, and guests do not depend on it.
-    fn write(&self, lines: &[u8], prefixed: &mut Vec<u8>) {
-        if let Some(file) = &self.file {
-            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-            drop(file.write_all(lines));
-        }
-        if let Some(prefix) = &self.prefix {
-            prefixed.clear();
-            for line in lines.split_inclusive(|byte| *byte == b'\n') {
-                prefixed.extend_from_slice(prefix.as_bytes());
-                prefixed.extend_from_slice(line);
-            }
-            match self.stream {
-                StandardStream::Stdout => {
-                    let mut stdout = io::stdout().lock();
-                    drop(stdout.write_all(prefixed).and_then(|()| stdout.flush()));
-                }
-                StandardStream::Stderr => drop(io::stderr().lock().write_all(prefixed)),
-            }
-        }
-    }
-
     /// Queues complete lines, or counts them as dropped.
     fn send(self: &Arc<Self>, lines: Vec<u8>) {
         let length = lines.len();
@@ -512,13 +582,13 @@ mod tests {
     }
 
     /// A sink whose queue nobody empties until the test does.
-    fn stuck(queue_messages_count: usize) -> (LogSink, Receiver<Message>, File) {
+    fn stuck(queue_messages_count: usize) -> (LogSink, Receiver<Message>, tempfile::NamedTempFile) {
         let (queue, messages) = sync_channel(queue_messages_count);
-        let file = tempfile::tempfile().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
         let sink = Sink {
             queue,
             stream: StandardStream::Stdout,
-            file: Some(Mutex::new(file.try_clone().unwrap())),
+            path: Some(file.path().to_owned()),
             prefix: None,
             queued_bytes: AtomicUsize::new(0),
             dropped_lines: AtomicU64::new(0),
@@ -527,12 +597,38 @@ mod tests {
         (LogSink { inner: Some(Arc::new(sink)) }, messages, file)
     }
 
-    fn written(mut file: File) -> String {
-        use std::io::{Read, Seek};
-        let mut text = String::new();
-        file.rewind().unwrap();
-        file.read_to_string(&mut text).unwrap();
-        text
+    fn written(file: tempfile::NamedTempFile) -> String {
+        std::fs::read_to_string(file.path()).unwrap()
+    }
+
+    #[test]
+    fn each_app_has_files_of_its_own_and_few_are_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = logs(directory.path(), false);
+        let count = OPEN_FILES_COUNT + 10;
+        let sinks: Vec<_> = (0..count)
+            .map(|number| logs.sink_of(&format!("app-{number}"), "shop", StandardStream::Stdout))
+            .collect();
+        assert!(!directory.path().join("app-0").exists(), "nothing was written yet");
+        for round in 0..2 {
+            for (number, sink) in sinks.iter().enumerate() {
+                sink.open().take(format!("{number} in round {round}\n").as_bytes());
+            }
+        }
+        logs.flush();
+        for number in 0..count {
+            let folder = directory.path().join(format!("app-{number}"));
+            assert_eq!(read(&folder), format!("{number} in round 0\n{number} in round 1\n"));
+        }
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter(|entry| {
+            let target = std::fs::read_link(entry.as_ref().unwrap().path());
+            target.is_ok_and(|target| target.starts_with(directory.path()))
+        });
+        assert!(open.count() <= OPEN_FILES_COUNT);
+        // A name does not climb out of the folder.
+        logs.sink_of("..", "../x", StandardStream::Stdout).open().take(b"here\n");
+        logs.flush();
+        assert!(directory.path().join("_/.._x_stdout.txt").exists());
     }
 
     #[test]
@@ -640,8 +736,9 @@ mod tests {
         let waiting = tokio::spawn(async move { other.ready().await });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
+        let mut writer = Writer::default();
         while let Ok(message) = messages.try_recv() {
-            message.handle(&mut Vec::new());
+            message.handle(&mut writer);
         }
         tokio::task::yield_now().await;
         assert!(waiting.is_finished());

@@ -1,3 +1,5 @@
 //! One module per command.
 
+mod common;
+pub(crate) mod serve;
 pub(crate) mod up;

@@ -1,27 +1,26 @@
 //! `wisp up`: serve an app on this machine.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 use wisp_capability::{variables, wasi::logs::Follow};
 use wisp_engine::EngineConfig;
-use wisp_manifest::{App, Checked, Diagnostics, RuntimeConfig, model::Reuse, runtime_config::Directory};
-use wisp_node::{AppSettings, Node, NodeSettings};
-use wisp_trigger::http::{AdmissionLimits, HttpApp, Server, ServerConfig, TlsFiles};
+use wisp_manifest::{App, RuntimeConfig, model::Reuse, runtime_config::Directory};
+use wisp_node::{AppSettings, Runtime, RuntimeSettings};
+use wisp_trigger::http::{AdmissionLimits, HttpApp, OneApp, Server, ServerConfig, TlsFiles};
 
+use super::common::{
+    SPARE_INSTANCES_COUNT, parse_duration, parse_listen, parse_pair, stop_signal, unwrap_checked,
+    user_cache_dir,
+};
 use crate::{error::Error, output};
 
 /// Where an app's stores and logs lie, below its folder.
 const STATE_DIR_NAME: &str = ".spin";
-
-/// Idle instances may fill slots of the pool beside running requests; this many
-/// more slots than requests keep one from starving the other.
-const SPARE_INSTANCES_COUNT: u32 = 128;
 
 /// Serve an app on this machine.
 ///
@@ -235,7 +234,7 @@ impl Up {
         let usual_log_dir = || state_dir.as_ref().map(|state| state.join("logs"));
         let log_dir = directory(self.logs.log_dir.as_deref(), &runtime_config.log_directory, usual_log_dir);
         let settings = self.app_settings(&app, runtime_config.max_instance_memory_bytes)?;
-        let node = Node::start(NodeSettings {
+        let runtime = Runtime::start(RuntimeSettings {
             engine: EngineConfig {
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
                 pooling: !self.engine.disable_pooling,
@@ -243,7 +242,6 @@ impl Up {
             },
             image_dir: (!self.engine.disable_cache).then(|| self.image_dir()),
             runtime_config,
-            state_dir,
             log_dir,
             truncate_logs: self.logs.truncate_logs,
             follow: self.follow(),
@@ -255,13 +253,17 @@ impl Up {
         })
         .map_err(|error| Error::Load(error.into()))?;
 
-        let runtime =
+        let state =
+            Arc::new(runtime.open_state(state_dir.as_deref()).map_err(|error| Error::Load(error.into()))?);
+
+        let loading =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
-        let loaded = runtime.block_on(node.load(&app, &settings)).map_err(Error::Load)?;
-        drop(runtime);
+        let loaded =
+            loading.block_on(runtime.load(&app, &settings, &state, &Arc::default())).map_err(Error::Load)?;
+        drop(loading);
         self.announce(&server, &loaded.http);
-        let result = server.run(loaded.http.clone(), stop_signal());
-        node.flush_logs();
+        let result = server.run(Arc::new(OneApp::new(loaded.http, runtime.tracker().clone())), stop_signal());
+        runtime.flush_logs();
         Ok(result?)
     }
 }
@@ -286,7 +288,7 @@ impl Up {
 
     fn server_config(&self) -> Result<ServerConfig, Error> {
         let http = &self.http;
-        let mut config = ServerConfig::new(parse_listen(&http.listen)?);
+        let mut config = ServerConfig::new(parse_listen("--listen", &http.listen)?);
         config.find_free_port = http.find_free_port;
         config.tls = match (&http.tls_cert, &http.tls_key) {
             (Some(certificate), Some(key)) => {
@@ -307,6 +309,7 @@ impl Up {
             environment: self.app.env.clone(),
             only_components: self.component_id.clone(),
             files_dir: self.app.temp.clone(),
+            use_variables_providers: true,
             direct_mounts: self.app.direct_mounts,
             may_write_files: self.app.allow_transient_write,
             max_memory_bytes: self.engine.max_instance_memory.or(configured_memory_bytes),
@@ -382,37 +385,6 @@ impl Up {
     }
 }
 
-/// Resolves at SIGTERM or Ctrl-C. A second one ends the process at once.
-async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::warn!("signals cannot be received: the server ends without grace");
-        return std::future::pending().await;
-    };
-    let mut next = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    next().await;
-    output::note("stopping; running requests may finish, a second signal ends them");
-    tokio::spawn(async move {
-        next().await;
-        std::process::exit(1);
-    });
-}
-
-/// Shows what is worth a warning and goes on with what was read.
-fn unwrap_checked<T>(checked: Result<Checked<T>, Diagnostics>) -> Result<T, Error> {
-    let Checked { value, warnings } = checked.map_err(|problems| Error::Diagnostics(Box::new(problems)))?;
-    if !warnings.is_empty() {
-        output::print_diagnostics(&warnings);
-    }
-    Ok(value)
-}
-
 fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|cause| Error::Read { path: path.to_owned(), cause })
 }
@@ -449,80 +421,11 @@ fn sql_statements(argument: &str, app_dir: &Path) -> Result<(String, String), Er
     Ok((label.to_owned(), statements))
 }
 
-/// An address with a port. Names are looked up; IPv4 is preferred, since that is
-/// what people mean by `localhost`.
-fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
-    let wrong = |message: String| Error::Flag {
-        flag: "--listen",
-        value: text.to_owned(),
-        message,
-        hint: "name an address and a port, such as `127.0.0.1:3000`, `localhost:8080` or `[::1]:0`",
-    };
-    let mut found: Vec<SocketAddr> =
-        text.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.collect();
-    found.sort_by_key(|address| match address.ip() {
-        IpAddr::V4(Ipv4Addr::LOCALHOST) => 0,
-        IpAddr::V4(_) => 1,
-        IpAddr::V6(_) => 2,
-    });
-    found.into_iter().next().ok_or_else(|| wrong("the name has no address".into()))
-}
-
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("expected NAME=VALUE".into()),
-    }
-}
-
-/// `10s`, `500ms`, `20us`, `5ns`; a bare number is seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits_end);
-    let number: u64 =
-        number.parse().map_err(|_| "expected a number with a unit, such as `30s`".to_owned())?;
-    match unit.trim() {
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        "us" => Ok(Duration::from_micros(number)),
-        "ns" => Ok(Duration::from_nanos(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        other => Err(format!("unknown unit `{other}`; use m, s, ms, us or ns")),
-    }
-}
-
-/// The user's cache folder, or a temporary one for users without a home.
-fn user_cache_dir() -> PathBuf {
-    let from =
-        |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    from("XDG_CACHE_HOME")
-        .or_else(|| from("HOME").map(|home| home.join(".cache")))
-        .unwrap_or_else(|| std::env::temp_dir().join("wisp-cache"))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(parse_duration("1500ms"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
-        assert!(parse_duration("s").is_err());
-        assert!(parse_duration("5 fortnights").is_err());
-        assert!(parse_duration("-1s").is_err());
-    }
-
-    #[test]
-    fn localhost_is_ipv4() {
-        assert_eq!(parse_listen("localhost:80").unwrap(), "127.0.0.1:80".parse().unwrap());
-        assert_eq!(parse_listen("[::1]:0").unwrap(), "[::1]:0".parse().unwrap());
-        assert!(parse_listen("localhost").is_err());
-    }
 
     #[test]
     fn statements_may_name_a_database() {

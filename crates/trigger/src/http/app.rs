@@ -1,24 +1,21 @@
 //! An app's routes and the components behind them.
 
 use std::{
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{
     Linkers,
     outbound_http::{LocalDispatch, LocalSlot, LocalTarget},
 };
-use wisp_engine::Engine;
+use wisp_engine::{Engine, LoadedComponent};
 use wisp_manifest::{
     id::ComponentId,
     model::{App, Executor, HttpRoute, HttpTarget, StaticResponse, TriggerKind},
@@ -27,8 +24,10 @@ use wisp_manifest::{
 
 use super::{
     admission::{Admission, AdmissionLimits},
-    body::{RequestBody, ResponseBody},
+    body::{RequestBody, ResponseBody, whole},
     component::{Component, ComponentSpec, content_length, status},
+    executor::Entry,
+    outcomes::Outcomes,
     shape::{self, BadRequest, Connection, RouteHeaders},
 };
 use crate::Error;
@@ -36,17 +35,13 @@ use crate::Error;
 /// Paths below this belong to the platform, whatever an app routes.
 const RESERVED_PREFIX: &str = "/.well-known/spin/";
 
-/// How often idle instances are looked for when no component has some.
-const IDLE_SWEEP: Duration = Duration::from_secs(1);
-
 /// An app that is ready to answer requests.
 pub struct HttpApp {
     name: Arc<str>,
     version: Option<String>,
     routes: RouteTable<Route>,
     components: Vec<(ComponentId, Arc<Component>)>,
-    tracker: TaskTracker,
-    is_draining: AtomicBool,
+    outcomes: Arc<Outcomes>,
     local: OnceLock<Arc<dyn LocalDispatch>>,
 }
 
@@ -83,19 +78,48 @@ pub struct HttpAppBuilder<'engine> {
     linkers: &'engine Linkers,
     admission: Arc<Admission>,
     tracker: TaskTracker,
+    outcomes: Arc<Outcomes>,
     components: Vec<(ComponentId, Executor, Arc<Component>)>,
 }
 
 impl<'engine> HttpAppBuilder<'engine> {
-    /// An app without components yet.
-    pub fn new(engine: &'engine Engine, linkers: &'engine Linkers, limits: AdmissionLimits) -> Self {
+    /// An app without components yet. `tracker` knows of guests that go on after
+    /// their response.
+    pub fn new(
+        engine: &'engine Engine,
+        linkers: &'engine Linkers,
+        limits: AdmissionLimits,
+        tracker: TaskTracker,
+    ) -> Self {
         Self {
             engine,
             linkers,
             admission: Arc::new(Admission::new(limits)),
-            tracker: TaskTracker::new(),
+            tracker,
+            outcomes: Arc::default(),
             components: Vec::new(),
         }
+    }
+
+    /// Counts how requests end in `outcomes`, which outlives the app.
+    #[must_use]
+    pub fn outcomes(self, outcomes: Arc<Outcomes>) -> Self {
+        Self { outcomes, ..self }
+    }
+
+    /// Whether a component could be added: finds its handler and links it, and keeps
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`HttpAppBuilder::component`].
+    pub fn check(
+        linkers: &Linkers,
+        id: &ComponentId,
+        loaded: &LoadedComponent,
+        executor: &Executor,
+    ) -> Result<(), Error> {
+        let linker = linkers.get(loaded.flavor);
+        Entry::link(linker, id.as_str(), &loaded.component, executor, None).map(drop)
     }
 
     /// Adds a component, called in one way; call it again for another executor.
@@ -143,8 +167,7 @@ impl<'engine> HttpAppBuilder<'engine> {
             version: app.version.clone(),
             routes,
             components: self.components.into_iter().map(|(id, _, component)| (id, component)).collect(),
-            tracker: self.tracker,
-            is_draining: AtomicBool::new(false),
+            outcomes: self.outcomes,
             local: OnceLock::new(),
         });
         let dispatch: Arc<dyn LocalDispatch> = Arc::new(Local(Arc::downgrade(&http_app)));
@@ -166,48 +189,53 @@ impl HttpApp {
         &self.name
     }
 
-    /// From now on each response asks its client to close the connection.
-    pub(super) fn drain(&self) {
-        self.is_draining.store(true, Ordering::Relaxed);
+    /// Drops instances that were idle for too long; tells how often that is worth
+    /// doing, if the app has any.
+    pub fn sweep(&self) -> Option<Duration> {
+        self.components.iter().filter_map(|(_, component)| component.sweep()).min()
     }
 
-    /// Guests that go on after their response, to wait for.
-    pub(super) fn tracker(&self) -> &TaskTracker {
-        &self.tracker
-    }
-
-    /// Drops idle instances, for as long as the app exists.
-    pub(super) async fn sweep_idle_instances(self: Arc<Self>) {
-        loop {
-            let next = self.components.iter().filter_map(|(_, component)| component.sweep()).min();
-            tokio::time::sleep(next.unwrap_or(IDLE_SWEEP).max(Duration::from_millis(10))).await;
-        }
+    /// Sends the app a request without a client, and waits for the end of its
+    /// response: whether it works at all. Counts as a request like any other.
+    pub async fn probe(&self, host: &str, path: &str) -> StatusCode {
+        let connection = Connection::local();
+        let uri = Uri::builder().scheme("http").authority(host).path_and_query(path).build();
+        let Ok(uri) = uri else { return StatusCode::BAD_REQUEST };
+        let mut request = http::Request::new(RequestBody::local(whole(Bytes::new())));
+        *request.uri_mut() = uri;
+        let response = match self.try_answer(request, &connection, u64::MAX).await {
+            Ok(response) => response,
+            Err(bad) => bad_request(&bad),
+        };
+        let status = response.status();
+        let status = match response.into_body().collect().await {
+            Ok(_) => status,
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        self.outcomes.count(status);
+        status
     }
 
     /// Answers a request from the network.
     pub(super) async fn answer(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         connection: &Connection,
         limits: BodyLimits,
     ) -> http::Response<ResponseBody> {
-        // HTTP/2 has a goodbye of its own.
-        let may_close = request.version() < http::Version::HTTP_2;
-        let mut response = match self.try_answer(request, connection, limits).await {
+        let response = match self.try_answer(request, connection, limits.max_bytes).await {
             Ok(response) => response,
             Err(bad) => bad_request(&bad),
         };
-        if may_close && self.is_draining.load(Ordering::Relaxed) {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
+        self.outcomes.count(response.status());
         response
     }
 
     async fn try_answer(
         &self,
-        request: http::Request<Incoming>,
+        request: http::Request<RequestBody>,
         connection: &Connection,
-        limits: BodyLimits,
+        max_body_bytes: u64,
     ) -> Result<http::Response<ResponseBody>, BadRequest> {
         let (mut parts, body) = request.into_parts();
         let uri = shape::absolute_uri(&parts.uri, &parts.headers, connection)?;
@@ -220,13 +248,12 @@ impl HttpApp {
         match &route.target {
             Target::Static(answer) => Ok(answer.response()),
             Target::Component(component) => {
-                if content_length(&parts.headers).is_some_and(|length| length > limits.max_bytes) {
+                if content_length(&parts.headers).is_some_and(|length| length > max_body_bytes) {
                     return Ok(status(StatusCode::PAYLOAD_TOO_LARGE));
                 }
                 shape::check_headers(&parts.headers)?;
                 shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, connection);
                 parts.uri = uri.clone();
-                let body = RequestBody::network(body, limits.max_bytes, limits.stall_timeout);
                 Ok(component.answer(http::Request::from_parts(parts, body)).await)
             }
         }

@@ -1,13 +1,13 @@
 //! A component that answers HTTP requests.
 
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode, header};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use wasmtime::{Store, component::Linker};
 use wisp_capability::{Grants, Host};
-use wisp_engine::{Engine, Limiter, LoadedComponent, MemoryPool};
+use wisp_engine::{Engine, Limiter, LoadedComponent, MappedImage};
 use wisp_manifest::model::{Executor, Reuse};
 
 use super::{
@@ -40,18 +40,22 @@ pub struct ComponentSpec {
     pub reuse: Option<Reuse>,
     /// What bounds its requests.
     pub limits: ComponentLimits,
+    /// What has to exist for as long as a request may run.
+    pub kept: Arc<dyn Any + Send + Sync>,
 }
 
 /// A linked component: from here an instance is microseconds away.
 pub(super) struct Component {
     pub(super) grants: Arc<Grants>,
     engine: wasmtime::Engine,
-    memory: Option<Arc<MemoryPool>>,
     entry: Entry,
     limits: ComponentLimits,
     admission: Arc<Admission>,
     own_places: Option<Arc<Semaphore>>,
     tracker: TaskTracker,
+    /// The image stays mapped, and known to be, until the last request has ended.
+    image: Arc<MappedImage>,
+    _kept: Arc<dyn Any + Send + Sync>,
 }
 
 impl Component {
@@ -62,10 +66,10 @@ impl Component {
         admission: Arc<Admission>,
         tracker: TaskTracker,
     ) -> Result<Self, Error> {
-        let entry = Entry::link(linker, &spec)?;
+        let id = &spec.grants.component;
+        let entry = Entry::link(linker, id, &spec.loaded.component, &spec.executor, spec.reuse)?;
         Ok(Self {
             engine: engine.wasmtime(spec.loaded.flavor).clone(),
-            memory: spec.loaded.memory,
             entry,
             own_places: spec
                 .limits
@@ -75,6 +79,8 @@ impl Component {
             grants: spec.grants,
             admission,
             tracker,
+            image: spec.loaded.image,
+            _kept: spec.kept,
         })
     }
 
@@ -92,7 +98,7 @@ impl Component {
 
     /// Runs an instantiation where it finds the component's memory.
     pub(super) async fn instantiate<T>(&self, instantiation: impl Future<Output = T>) -> T {
-        match &self.memory {
+        match &self.image.memory {
             None => instantiation.await,
             Some(memory) => memory.scope(instantiation).await,
         }

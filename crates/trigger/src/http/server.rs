@@ -1,4 +1,4 @@
-//! The listener: connections in, requests out to the app, an orderly end.
+//! The listener: connections in, requests out to their apps, an orderly end.
 //!
 //! One thread accepts and hands each connection to the worker with the fewest.
 //! Each worker is a thread with a runtime of its own; a connection, its requests
@@ -18,14 +18,15 @@ use std::{
     net::{SocketAddr, TcpStream as StdTcpStream},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
 use futures::FutureExt as _;
-use hyper::service::service_fn;
+use http::{HeaderValue, header};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -38,7 +39,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    app::{BodyLimits, HttpApp},
+    app::BodyLimits,
+    apps::{Apps, Found},
+    body::{RequestBody, ResponseBody},
     shape::Connection,
     tls::TlsFiles,
 };
@@ -58,6 +61,9 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Pause after the operating system had no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The shortest time between two looks for idle instances.
+const MIN_SWEEP: Duration = Duration::from_millis(10);
 
 /// Streams that one HTTP/2 connection may have open.
 const HTTP2_MAX_STREAMS_COUNT: u32 = 256;
@@ -127,9 +133,11 @@ pub struct Server {
 
 /// What a worker thread needs for each connection.
 struct Worker {
-    app: Arc<HttpApp>,
+    apps: Arc<dyn Apps>,
     config: ServerConfig,
     tls: Option<TlsAcceptor>,
+    /// The server is ending, as each response tells its client.
+    is_draining: Arc<AtomicBool>,
     /// The server is ending: responses close, idle connections end after a moment.
     draining: CancellationToken,
     /// Idle connections end now.
@@ -207,9 +215,10 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Start`] if threads or runtimes cannot be made.
-    pub fn run(self, app: Arc<HttpApp>, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub fn run(self, apps: Arc<dyn Apps>, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let start_error = |cause| Error::Start { cause };
         let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(start_error)?;
+        let is_draining = Arc::new(AtomicBool::new(false));
         let draining = CancellationToken::new();
         let closing = CancellationToken::new();
         let connections = TaskTracker::new();
@@ -217,9 +226,10 @@ impl Server {
         let mut workers = Vec::with_capacity(threads_count);
         for number in 0..threads_count {
             let worker = Worker {
-                app: app.clone(),
+                apps: apps.clone(),
                 config: self.config.clone(),
                 tls: self.tls.clone(),
+                is_draining: is_draining.clone(),
                 draining: draining.clone(),
                 closing: closing.clone(),
             };
@@ -234,7 +244,14 @@ impl Server {
         }
 
         runtime.block_on(async {
-            let sweeper = tokio::spawn(app.clone().sweep_idle_instances());
+            let sweeper = tokio::spawn({
+                let apps = apps.clone();
+                async move {
+                    loop {
+                        tokio::time::sleep(apps.sweep().max(MIN_SWEEP)).await;
+                    }
+                }
+            });
             self.listener.set_nonblocking(true).map_err(start_error)?;
             let listener = TcpListener::from_std(self.listener.into()).map_err(start_error)?;
             let places = Arc::new(Semaphore::new(self.config.max_connections_count));
@@ -265,7 +282,7 @@ impl Server {
                 () = accept => {}
             }
 
-            app.drain();
+            is_draining.store(true, Ordering::Relaxed);
             while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
                 if let Ok(permit) = places.clone().try_acquire_owned() {
                     hand_over(stream, client, permit);
@@ -275,10 +292,10 @@ impl Server {
             draining.cancel();
             sweeper.abort();
             connections.close();
-            app.tracker().close();
+            apps.tracker().close();
             let ended = async {
                 connections.wait().await;
-                app.tracker().wait().await;
+                apps.tracker().wait().await;
             };
             tokio::pin!(ended);
             if tokio::time::timeout(LINGER.min(self.config.grace_period), &mut ended).await.is_err() {
@@ -302,6 +319,28 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+/// Answers a request with the app that was found for it, once it is there.
+async fn answer(
+    found: Found,
+    request: http::Request<Incoming>,
+    connection: &Connection,
+    limits: BodyLimits,
+) -> http::Response<ResponseBody> {
+    let app = match found {
+        Found::App(app) => Ok(app),
+        Found::Wait(app) => app.await,
+        Found::Refused(refusal) => Err(refusal),
+    };
+    match app {
+        Ok(app) => {
+            let request =
+                request.map(|body| RequestBody::network(body, limits.max_bytes, limits.stall_timeout));
+            app.answer(request, connection, limits).await
+        }
+        Err(refusal) => refusal.response(),
     }
 }
 
@@ -400,11 +439,20 @@ impl Worker {
             max_bytes: self.config.max_body_bytes,
             stall_timeout: self.config.body_stall_timeout,
         };
-        let app = self.app.clone();
-        let connection = Arc::new(connection);
-        let service = service_fn(move |request| {
-            let (app, connection) = (app.clone(), connection.clone());
-            async move { Ok::<_, Infallible>(app.answer(request, &connection, limits).await) }
+        let apps = self.apps.clone();
+        let shared = Arc::new((connection, self.is_draining.clone()));
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let shared = shared.clone();
+            let found = apps.find(request.uri(), request.headers());
+            async move {
+                let (connection, is_draining) = &*shared;
+                let mut response = answer(found, request, connection, limits).await;
+                // HTTP/2 has a goodbye of its own.
+                if !is_http2 && is_draining.load(Ordering::Relaxed) {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let stream = TokioIo::new(stream);
         let result = if is_http2 {

@@ -12,11 +12,11 @@ use wasmtime::{
     component::{Linker, types::ComponentItem},
 };
 use wisp_capability::{Host, outbound_http::LocalDepth};
-use wisp_manifest::model::Executor;
+use wisp_manifest::model::{Executor, Reuse};
 
 use super::{
     body::{GuestFailed, Reply, RequestBody, whole},
-    component::{Component, ComponentSpec},
+    component::Component,
     reuse::{Instance, ReusePool},
 };
 use crate::Error;
@@ -101,9 +101,14 @@ fn handler_kind(export: &str) -> Option<HandlerKind> {
 
 impl Entry {
     /// Finds the handler and links the component.
-    pub(super) fn link(linker: &Linker<Host>, spec: &ComponentSpec) -> Result<Self, Error> {
-        let component = &spec.loaded.component;
-        let id = || spec.grants.component.to_string();
+    pub(super) fn link(
+        linker: &Linker<Host>,
+        id: &str,
+        component: &wasmtime::component::Component,
+        executor: &Executor,
+        reuse: Option<Reuse>,
+    ) -> Result<Self, Error> {
+        let id = || id.to_owned();
         let component_type = component.component_type();
         let exports: Vec<String> = component_type
             .exports(linker.engine())
@@ -116,7 +121,7 @@ impl Entry {
             |error: wasmtime::Error| Error::Link { component: id(), message: format!("{error:#}") };
         let pre = || linker.instantiate_pre(component).map_err(link_error);
 
-        if let Executor::Wagi(settings) = &spec.executor {
+        if let Executor::Wagi(settings) = executor {
             if !exports.iter().any(|name| name.starts_with("wasi:cli/run@0.2")) {
                 return Err(Error::NoHandler { component: id(), exports });
             }
@@ -133,12 +138,10 @@ impl Entry {
             return Err(Error::NoHandler { component: id(), exports });
         };
         match kind {
-            HandlerKind::IncomingHandler => incoming_handler::Entry::new(pre()?, spec.reuse)
-                .map(Self::IncomingHandler)
-                .map_err(link_error),
-            HandlerKind::Handler => {
-                handler::Entry::new(pre()?, spec.reuse).map(Self::Handler).map_err(link_error)
+            HandlerKind::IncomingHandler => {
+                incoming_handler::Entry::new(pre()?, reuse).map(Self::IncomingHandler).map_err(link_error)
             }
+            HandlerKind::Handler => handler::Entry::new(pre()?, reuse).map(Self::Handler).map_err(link_error),
             HandlerKind::InboundHttp => {
                 inbound_http::Entry::new(pre()?).map(Self::InboundHttp).map_err(link_error)
             }

@@ -1,0 +1,123 @@
+//! What several commands need.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+use wisp_manifest::{Checked, Diagnostics};
+
+use crate::{error::Error, output};
+
+/// Idle instances may fill slots of the pool beside running requests; this many
+/// more slots than requests keep one from starving the other.
+pub(crate) const SPARE_INSTANCES_COUNT: u32 = 128;
+
+/// Resolves at SIGTERM or Ctrl-C. A second one ends the process at once.
+pub(crate) async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be received: the server ends without grace");
+        return std::future::pending().await;
+    };
+    let mut next = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    next().await;
+    output::note("stopping; running requests may finish, a second signal ends them");
+    tokio::spawn(async move {
+        next().await;
+        std::process::exit(1);
+    });
+}
+
+/// Shows what is worth a warning and goes on with what was read.
+pub(crate) fn unwrap_checked<T>(checked: Result<Checked<T>, Diagnostics>) -> Result<T, Error> {
+    let Checked { value, warnings } = checked.map_err(|problems| Error::Diagnostics(Box::new(problems)))?;
+    if !warnings.is_empty() {
+        output::print_diagnostics(&warnings);
+    }
+    Ok(value)
+}
+
+/// An address with a port. Names are looked up; IPv4 is preferred, since that is
+/// what people mean by `localhost`.
+pub(crate) fn parse_listen(flag: &'static str, text: &str) -> Result<SocketAddr, Error> {
+    let wrong = |message: String| Error::Flag {
+        flag,
+        value: text.to_owned(),
+        message,
+        hint: "name an address and a port, such as `127.0.0.1:3000`, `localhost:8080` or `[::1]:0`",
+    };
+    let mut found: Vec<SocketAddr> =
+        text.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.collect();
+    found.sort_by_key(|address| match address.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => 0,
+        IpAddr::V4(_) => 1,
+        IpAddr::V6(_) => 2,
+    });
+    found.into_iter().next().ok_or_else(|| wrong("the name has no address".into()))
+}
+
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".into()),
+    }
+}
+
+/// `10s`, `500ms`, `20us`, `5ns`; a bare number is seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits_end);
+    let number: u64 =
+        number.parse().map_err(|_| "expected a number with a unit, such as `30s`".to_owned())?;
+    match unit.trim() {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "us" => Ok(Duration::from_micros(number)),
+        "ns" => Ok(Duration::from_nanos(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        other => Err(format!("unknown unit `{other}`; use m, s, ms, us or ns")),
+    }
+}
+
+/// The user's cache folder, or a temporary one for users without a home.
+pub(crate) fn user_cache_dir() -> PathBuf {
+    let from =
+        |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    from("XDG_CACHE_HOME")
+        .or_else(|| from("HOME").map(|home| home.join(".cache")))
+        .unwrap_or_else(|| std::env::temp_dir().join("wisp-cache"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_duration("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
+        assert!(parse_duration("s").is_err());
+        assert!(parse_duration("5 fortnights").is_err());
+        assert!(parse_duration("-1s").is_err());
+    }
+
+    #[test]
+    fn localhost_is_ipv4() {
+        assert_eq!(parse_listen("--listen", "localhost:80").unwrap(), "127.0.0.1:80".parse().unwrap());
+        assert_eq!(parse_listen("--listen", "[::1]:0").unwrap(), "[::1]:0".parse().unwrap());
+        assert!(parse_listen("--listen", "localhost").is_err());
+    }
+}

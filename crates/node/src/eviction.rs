@@ -1,0 +1,155 @@
+//! What may be mapped, and who has to go when it is too much.
+//!
+//! Apps that are mapped stand in a line. When room is needed, the one at its head is
+//! looked at: if it was used since it was put into line, it goes to the end; else it is
+//! unmapped. That is close to evicting what was not used for longest, and a request
+//! pays for it with one store a second.
+//!
+//! A task makes room ahead of need: it begins when less than an eighth of the budget is
+//! free and ends when a quarter is. A load that finds no room at all makes it itself.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use tokio::sync::Notify;
+use wisp_engine::MappedTotals;
+
+use crate::{
+    Budget, Node,
+    entry::{Entry, Fact},
+};
+
+/// Apps unmapped before others on the control thread have their turn.
+const EVICTIONS_AT_ONCE_COUNT: usize = 32;
+
+/// The line of what is mapped.
+pub(crate) struct Mapped {
+    budget: Budget,
+    line: Mutex<VecDeque<Standing>>,
+    /// There is less room than there should be.
+    is_tight: Notify,
+}
+
+/// A place in the line, and when the app was last used when it was put there.
+struct Standing {
+    entry: Arc<Entry>,
+    used_s: u32,
+}
+
+impl Mapped {
+    pub(crate) fn new(budget: Budget) -> Self {
+        Self { budget, line: Mutex::default(), is_tight: Notify::new() }
+    }
+
+    pub(crate) fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// Puts an app into line that has just been mapped, if it is not there.
+    pub(crate) fn add(&self, entry: &Arc<Entry>, now_s: u32) {
+        entry.touch(now_s);
+        let mut line = self.line();
+        if !entry.has(Fact::Listed) {
+            entry.set(Fact::Listed, true);
+            // Used now: it is not the next to go.
+            line.push_back(Standing { entry: entry.clone(), used_s: now_s.saturating_sub(1) });
+        }
+    }
+
+    /// Takes an app out of line.
+    pub(crate) fn forget(&self, entry: &Arc<Entry>) {
+        let mut line = self.line();
+        if entry.has(Fact::Listed) {
+            entry.set(Fact::Listed, false);
+            line.retain(|standing| !Arc::ptr_eq(&standing.entry, entry));
+        }
+    }
+
+    /// The next app to be unmapped, out of line. Each is looked at once at most.
+    fn next(&self, looked_at_count: &mut usize) -> Option<Arc<Entry>> {
+        let mut line = self.line();
+        while *looked_at_count < line.len().saturating_mul(2) {
+            *looked_at_count += 1;
+            let mut standing = line.pop_front()?;
+            let used_s = standing.entry.last_used_s();
+            let version = standing.entry.version();
+            let is_needed = version.as_ref().is_some_and(|version| version.is_in_use())
+                // The only version that works: it could not be loaded again.
+                || standing.entry.has(Fact::Broken);
+            if is_needed || used_s > standing.used_s {
+                standing.used_s = used_s;
+                line.push_back(standing);
+                continue;
+            }
+            standing.entry.set(Fact::Listed, false);
+            return Some(standing.entry);
+        }
+        None
+    }
+
+    fn line(&self) -> std::sync::MutexGuard<'_, VecDeque<Standing>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Budget {
+    fn is_exceeded(&self, mapped: MappedTotals, eighths: u64) -> bool {
+        let images_count = mapped.images_count as u64 + 1;
+        images_count.saturating_mul(8) > (self.max_images_count as u64).saturating_mul(eighths)
+            || mapped.image_bytes.saturating_mul(8) > self.max_image_bytes.saturating_mul(eighths)
+    }
+}
+
+impl Node {
+    /// Makes room for an app that is about to be mapped, if there is none.
+    pub(crate) fn make_room(&self, wanted: &Arc<Entry>) {
+        let budget = self.mapped.budget();
+        if budget.is_exceeded(self.runtime.mapped(), 7) {
+            self.mapped.is_tight.notify_one();
+        }
+        let mut looked_at_count = 0;
+        while budget.is_exceeded(self.runtime.mapped(), 8) {
+            // Another version of the same app may be what is in the way.
+            let Some(entry) = self.mapped.next(&mut looked_at_count) else { break };
+            if Arc::ptr_eq(&entry, wanted) {
+                self.mapped.add(&entry, self.now_s());
+                continue;
+            }
+            self.evict(&entry);
+        }
+    }
+
+    fn evict(&self, entry: &Arc<Entry>) {
+        self.unmap(entry);
+        self.metrics.count_eviction();
+    }
+
+    /// Makes room ahead of need, for as long as the node exists.
+    pub(crate) async fn evict_when_full(self: Arc<Self>) {
+        let this: Weak<Self> = Arc::downgrade(&self);
+        drop(self);
+        loop {
+            let Some(node) = this.upgrade() else { return };
+            let budget = node.mapped.budget();
+            let mut looked_at_count = 0;
+            if budget.is_exceeded(node.runtime.mapped(), 7) {
+                'making_room: loop {
+                    for _ in 0..EVICTIONS_AT_ONCE_COUNT {
+                        if !budget.is_exceeded(node.runtime.mapped(), 6) {
+                            break 'making_room;
+                        }
+                        let Some(entry) = node.mapped.next(&mut looked_at_count) else {
+                            break 'making_room;
+                        };
+                        node.evict(&entry);
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+            let is_tight = node.mapped.is_tight.notified();
+            is_tight.await;
+        }
+    }
+}

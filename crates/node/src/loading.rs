@@ -1,0 +1,461 @@
+//! From registered to mapped, and from one version to the next.
+//!
+//! At most one load of an app goes on at a time ([`Flight`]). A request for an app that
+//! is not mapped starts it, or waits for the one that goes on. The first step is taken
+//! by the very thread that the request is on: where all about the app is known, that is
+//! the only step, and nobody else takes part. What takes longer goes on as a task.
+//!
+//! A load notes which change it is for. When it is done and the app has been changed
+//! meanwhile, its result is dropped and it begins again: an older version never takes
+//! the place of a newer one.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt as _;
+use http::StatusCode;
+use wisp_engine::FileIdentity;
+use wisp_manifest::{App, MANIFEST_FILE_NAME};
+use wisp_trigger::http::{Found, HttpApp, Refusal};
+
+use crate::{
+    AppState, Error, Errors, HostName, Node,
+    entry::{Entry, Fact, Fingerprint, Flight, Problem, Version},
+    node::UNKNOWN_HOST,
+};
+
+/// How long an app that cannot be loaded is left alone before a request makes it be
+/// tried again. Bounds what a broken app costs; a change is taken up at once.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Symbolic links from one to the next, at most, as Linux does.
+const MAX_LINKS_COUNT: usize = 40;
+
+/// How long a deep probe may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The app has a problem; what it is, its operator learns.
+const BROKEN: Refusal = Refusal {
+    status: StatusCode::INTERNAL_SERVER_ERROR,
+    code: "WISP-E0710",
+    message: "the app cannot be loaded",
+};
+
+/// The app is not loaded yet, and the request cannot wait any longer.
+const LOADING: Refusal = Refusal {
+    status: StatusCode::SERVICE_UNAVAILABLE,
+    code: "WISP-E0711",
+    message: "the app is being loaded",
+};
+
+impl Node {
+    /// What a request gets whose app is not mapped.
+    pub(crate) fn find_unmapped(&self, entry: &Arc<Entry>) -> Found {
+        let is_broken = entry.has(Fact::Broken)
+            && entry.state().problem.as_ref().is_some_and(|problem| problem.tried.elapsed() < RETRY_PAUSE);
+        if is_broken {
+            return Found::Refused(BROKEN);
+        }
+        Found::Wait(Box::pin(self.this().wait_for(entry.clone())))
+    }
+
+    /// Waits until an app is mapped; loads it if nobody else does.
+    pub(crate) async fn wait_for(self: Arc<Self>, entry: Arc<Entry>) -> Result<Arc<HttpApp>, Refusal> {
+        let flight = match self.begin(&entry) {
+            Begun::There(app) => return Ok(app),
+            Begun::Waits(flight) => flight,
+            Begun::Leads(flight) => {
+                let mut done = flight.done.subscribe();
+                let mut load = Box::pin(self.clone().load(entry, flight.clone()));
+                if (&mut load).now_or_never().is_none() {
+                    // It goes on also if this request's client goes away.
+                    tokio::spawn(load);
+                } else if let Some(result) = done.borrow_and_update().clone() {
+                    return result;
+                }
+                flight
+            }
+        };
+        let Some(_waiting) = Waiting::enter(&flight, self.settings.max_waiting_count) else {
+            return Err(LOADING);
+        };
+        let mut done = flight.done.subscribe();
+        let done = tokio::time::timeout(self.settings.max_wait, done.wait_for(Option::is_some)).await;
+        match done {
+            Ok(Ok(result)) => result.clone().unwrap_or(Err(LOADING)),
+            Ok(Err(_)) | Err(_) => Err(LOADING),
+        }
+    }
+
+    /// Loads the newest version of an app beside the one that is served, if there is one,
+    /// and puts it in its place. Nobody waits.
+    pub(crate) fn load_in_background(&self, entry: &Arc<Entry>) {
+        let mut state = entry.state();
+        if state.flight.is_some() {
+            return;
+        }
+        let flight = Arc::new(Flight::new());
+        state.flight = Some(flight.clone());
+        drop(state);
+        self.control().spawn(self.this().load(entry.clone(), flight));
+    }
+
+    fn begin(&self, entry: &Arc<Entry>) -> Begun {
+        let mut state = entry.state();
+        if let Some(app) = entry.app() {
+            return Begun::There(app);
+        }
+        if let Some(flight) = &state.flight {
+            return Begun::Waits(flight.clone());
+        }
+        let flight = Arc::new(Flight::new());
+        state.flight = Some(flight.clone());
+        Begun::Leads(flight)
+    }
+
+    async fn load(self: Arc<Self>, entry: Arc<Entry>, flight: Arc<Flight>) {
+        // Whatever happens, nobody waits for ever and the next request may try again.
+        let landing = Landing { entry: &entry, flight: &flight };
+        loop {
+            let (number, epoch, folder) = {
+                let state = entry.state();
+                (state.number, state.epoch, self.folder(&entry.host, state.folder.as_deref()))
+            };
+            let loaded = self.load_version(&entry, number, &folder).await;
+            if let Some(result) = self.settle(&entry, &flight, epoch, loaded) {
+                landing.land(result);
+                return;
+            }
+        }
+    }
+
+    /// Puts what was loaded in its place. `None` if the app was changed meanwhile.
+    fn settle(
+        &self,
+        entry: &Arc<Entry>,
+        flight: &Arc<Flight>,
+        epoch: u32,
+        loaded: Result<Loaded, Errors>,
+    ) -> Option<Result<Arc<HttpApp>, Refusal>> {
+        let mut state = entry.state();
+        if entry.is_removed() {
+            state.flight = None;
+            return Some(Err(UNKNOWN_HOST));
+        }
+        if state.epoch != epoch {
+            return None;
+        }
+        state.flight = None;
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(errors) => {
+                let is_new = state.problem.is_none();
+                let mut problem = Problem::of(&errors);
+                if let Some(known) = &state.problem {
+                    problem.since = known.since;
+                }
+                state.problem = Some(Box::new(problem));
+                entry.set(Fact::Broken, true);
+                let still_serves = entry.app();
+                drop(state);
+                self.metrics.count_failed_load();
+                if is_new {
+                    report(&entry.host, &errors, still_serves.is_some());
+                }
+                return Some(still_serves.ok_or(BROKEN));
+            }
+        };
+        state.problem = None;
+        entry.set(Fact::Broken, false);
+        entry.set(Fact::ManifestOk, true);
+        entry.set(Fact::Prepared, true);
+        let (version, way) = match loaded {
+            Loaded::Same => return Some(entry.app().ok_or(LOADING)),
+            Loaded::Previous => match state.previous.take() {
+                Some(previous) => (previous, Way::Back),
+                None => return None,
+            },
+            Loaded::New(version) => (version, Way::New),
+        };
+        let http = version.http.clone();
+        let reuses = http.sweep().is_some();
+        let replaced = entry.replace(&mut state, Some(version));
+        let dropped = match replaced {
+            Some(replaced) => {
+                entry.outcomes().reset();
+                entry.set(Fact::HasPrevious, true);
+                self.metrics.count_swap(flight.since.elapsed(), matches!(way, Way::Back));
+                state.previous.replace(replaced)
+            }
+            None => {
+                self.metrics.count_load(flight.since.elapsed());
+                None
+            }
+        };
+        drop(state);
+        // What was two versions ago is unmapped without anybody waiting for it.
+        drop(dropped);
+        if reuses {
+            self.remember_reuse(entry);
+        }
+        self.mapped.add(entry, self.now_s());
+        Some(Ok(http))
+    }
+
+    /// Loads what is in a folder now, unless it is what is mapped already.
+    async fn load_version(&self, entry: &Arc<Entry>, number: u64, folder: &Path) -> Result<Loaded, Errors> {
+        let folder = resolve(&entry.host, folder)?;
+        let (current, previous) = {
+            let state = entry.state();
+            (entry.version(), state.previous.clone())
+        };
+        if current.as_ref().is_some_and(|version| version.fingerprint.is_current(&folder)) {
+            return Ok(Loaded::Same);
+        }
+        if previous.as_ref().is_some_and(|version| version.fingerprint.is_current(&folder)) {
+            return Ok(Loaded::Previous);
+        }
+        drop(previous);
+        self.make_room(entry);
+        let (manifest, is_settled, app) = read_manifest(&entry.host, &folder)?;
+        let state = self.state_of(entry, &app);
+        let mut settings = self.settings.app.clone();
+        settings.log_name = Some(entry.host.to_string());
+        settings.variables.extend(self.variables_of(&entry.host)?);
+        let loaded = self.runtime.load(&app, &settings, &state, entry.outcomes()).await?;
+        let mut is_reliable = is_settled;
+        let sources = loaded.sources.into_iter().filter_map(|(path, identity)| {
+            is_reliable &= identity.is_some_and(|identity| identity.is_settled());
+            Some((path, identity?))
+        });
+        let sources = sources.collect();
+        let version = Version {
+            http: loaded.http,
+            number,
+            fingerprint: Fingerprint { folder, manifest, sources, is_reliable },
+        };
+        if let (Some(path), Some(_)) = (&app.wisp.probe, &current) {
+            // It serves nobody yet: a version that fails is never swapped in.
+            self.probe_app(entry, &version.http, path).await?;
+        }
+        Ok(Loaded::New(Arc::new(version)))
+    }
+
+    /// The stores of an app. Those in memory are kept for as long as the app exists.
+    fn state_of(&self, entry: &Entry, app: &App) -> Arc<AppState> {
+        let mut state = entry.state();
+        if let Some(kept) = &state.kept_state {
+            return kept.clone();
+        }
+        let folder = self.settings.state_dir.as_ref().map(|folder| folder.join(entry.host.as_str()));
+        let made = Arc::new(self.runtime.state(folder.as_deref()));
+        let has_stores = app.components.values().any(|component| {
+            !component.key_value_stores.is_empty() || !component.sqlite_databases.is_empty()
+        });
+        if has_stores {
+            state.kept_state = Some(made.clone());
+        }
+        made
+    }
+
+    fn variables_of(&self, host: &HostName) -> Result<Vec<crate::settings::VariableValue>, Error> {
+        let Some(folder) = &self.settings.variables_dir else { return Ok(Vec::new()) };
+        for extension in ["toml", "json"] {
+            let name = format!("{host}.{extension}");
+            if folder.join(&name).is_file() {
+                return Ok(wisp_capability::variables::parse_flag(&format!("@{name}"), folder)?);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Where an app's manifest is.
+    pub(crate) fn folder(&self, host: &HostName, folder: Option<&Path>) -> PathBuf {
+        folder.map_or_else(|| self.settings.apps_dir.join(host.as_str()), Path::to_owned)
+    }
+
+    /// Goes back to the version before.
+    ///
+    /// # Errors
+    /// [`Error::NoApp`] and [`Error::NoPrevious`].
+    pub fn roll_back(&self, host: &str) -> Result<Duration, Error> {
+        let started = Instant::now();
+        let entry = self.table.get(host).ok_or_else(|| Error::NoApp { host: host.to_owned() })?;
+        let mut state = entry.state();
+        let Some(previous) = state.previous.take() else {
+            return Err(Error::NoPrevious { host: host.to_owned() });
+        };
+        // Also after it was unmapped, it is this version that is loaded again.
+        state.folder = Some(previous.fingerprint.folder.clone().into());
+        state.left = entry.version().map(|version| version.fingerprint.folder.clone().into());
+        // A load of the version that is left does not take its place.
+        state.epoch = state.epoch.wrapping_add(1);
+        state.problem = None;
+        entry.set(Fact::Broken, false);
+        state.previous = entry.replace(&mut state, Some(previous));
+        entry.set(Fact::HasPrevious, state.previous.is_some());
+        drop(state);
+        entry.outcomes().reset();
+        let elapsed = started.elapsed();
+        self.metrics.count_swap(elapsed, true);
+        tracing::info!(%host, "rolled back to the version before");
+        Ok(elapsed)
+    }
+
+    /// Whether an operator went back from what is in this folder. A scan of the folder
+    /// of apps does not undo that; a change does.
+    pub(crate) fn was_left(&self, host: &HostName, folder: &Path) -> bool {
+        let Some(entry) = self.table.get(host.as_str()) else { return false };
+        let Some(left) = entry.state().left.clone() else { return false };
+        resolve(host, folder).is_ok_and(|folder| *folder == *left)
+    }
+
+    /// Sends an app a request and says what it answered: whether it really works.
+    ///
+    /// # Errors
+    /// [`Error::NoApp`], [`Error::Probe`], or why it cannot be loaded.
+    pub async fn probe(self: &Arc<Self>, host: &str, path: Option<&str>) -> Result<StatusCode, Error> {
+        let entry = self.table.get(host).ok_or_else(|| Error::NoApp { host: host.to_owned() })?;
+        let app = self.clone().wait_for(entry.clone()).await.map_err(|refusal| {
+            let state = entry.state();
+            Error::NotLoaded {
+                host: host.to_owned(),
+                message: match &state.problem {
+                    Some(problem) => problem.message.to_string(),
+                    None => refusal.message.to_owned(),
+                },
+            }
+        })?;
+        self.probe_app(&entry, &app, path.unwrap_or("/")).await
+    }
+
+    async fn probe_app(&self, entry: &Entry, app: &HttpApp, path: &str) -> Result<StatusCode, Error> {
+        let failed =
+            |reason: String| Error::Probe { host: entry.host.to_string(), path: path.into(), reason };
+        let probe = tokio::time::timeout(PROBE_LIMIT, app.probe(entry.host.as_str(), path)).await;
+        let status = probe.map_err(|_| failed(format!("no answer within {PROBE_LIMIT:?}")))?;
+        entry.set(Fact::Probed, !status.is_server_error());
+        if status.is_server_error() { Err(failed(format!("it answers {status}"))) } else { Ok(status) }
+    }
+}
+
+/// What a request for an unmapped app finds.
+enum Begun {
+    /// It is mapped meanwhile.
+    There(Arc<HttpApp>),
+    /// Somebody loads it.
+    Waits(Arc<Flight>),
+    /// The caller is to load it.
+    Leads(Arc<Flight>),
+}
+
+/// What a load came to.
+enum Loaded {
+    /// The current version is the newest.
+    Same,
+    /// The version before is what is wanted now.
+    Previous,
+    New(Arc<Version>),
+}
+
+enum Way {
+    New,
+    Back,
+}
+
+/// Ends a flight, at the latest when it is dropped.
+struct Landing<'entry> {
+    entry: &'entry Entry,
+    flight: &'entry Arc<Flight>,
+}
+
+impl Landing<'_> {
+    fn land(&self, result: Result<Arc<HttpApp>, Refusal>) {
+        self.flight.done.send_replace(Some(result));
+    }
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        if self.flight.done.borrow().is_some() {
+            return;
+        }
+        let mut state = self.entry.state();
+        if state.flight.as_ref().is_some_and(|flight| Arc::ptr_eq(flight, self.flight)) {
+            state.flight = None;
+        }
+        drop(state);
+        self.land(Err(LOADING));
+    }
+}
+
+/// A place among those who wait; left when dropped, also when the client gave up.
+struct Waiting<'flight>(&'flight Flight);
+
+impl<'flight> Waiting<'flight> {
+    fn enter(flight: &'flight Flight, limit: usize) -> Option<Self> {
+        let waiting = Self(flight);
+        (flight.waiting_count.fetch_add(1, Ordering::Relaxed) < limit).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting_count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Follows symbolic links at the end of a path, so that one load sees one version
+/// whatever the link points to meanwhile.
+pub(crate) fn resolve(host: &HostName, folder: &Path) -> Result<PathBuf, Error> {
+    let mut path = folder.to_owned();
+    for _ in 0..MAX_LINKS_COUNT {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            // No link: this is the folder.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(path),
+            Err(cause) => return Err(Error::Folder { host: host.to_string(), path, cause }),
+        }
+    }
+    let cause = io::Error::other("too many symbolic links");
+    Err(Error::Folder { host: host.to_string(), path, cause })
+}
+
+/// Reads the manifest in a folder, and says which file it was.
+pub(crate) fn read_manifest(host: &HostName, folder: &Path) -> Result<(FileIdentity, bool, App), Error> {
+    let path = folder.join(MANIFEST_FILE_NAME);
+    let identity = FileIdentity::at(&path).map_err(|cause| Error::Folder {
+        host: host.to_string(),
+        path: path.clone(),
+        cause,
+    })?;
+    let is_settled = identity.is_settled();
+    match App::read(&path, None) {
+        Ok(checked) => {
+            for warning in checked.warnings.iter() {
+                tracing::debug!(%host, code = warning.code(), "{}", warning.rule);
+            }
+            Ok((identity, is_settled, checked.value))
+        }
+        Err(problems) => {
+            let first = problems.iter().next();
+            Err(Error::Manifest {
+                code: first.map_or("WISP-E0101", |problem| problem.code()),
+                message: problems.render(false, 80).trim_end().to_owned(),
+            })
+        }
+    }
+}
+
+/// Says in the log why an app cannot be served as it should be.
+pub(crate) fn report(host: &HostName, errors: &Errors, still_serves: bool) {
+    let instead = if still_serves { "; the version before goes on" } else { "" };
+    for error in &errors.0 {
+        let hint = error.hint().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+        tracing::error!(app = %host, code = error.code(), "the app cannot be loaded{instead}: {error}{hint}");
+    }
+}
