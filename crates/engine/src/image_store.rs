@@ -155,12 +155,7 @@ impl ImageStore {
     }
 
     /// Maps an image if the store holds a sound one; `None` if it must be compiled.
-    pub(crate) fn load(
-        &self,
-        source: &Digest,
-        engine: &Engine,
-        flavor: Flavor,
-    ) -> Option<Mapped> {
+    pub(crate) fn load(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Mapped> {
         let path = self.path(source, engine, flavor);
         let file = match File::open(&path) {
             Ok(file) => file,

@@ -79,7 +79,14 @@ impl MappedImages {
         }
         self.images_count.fetch_add(1, Ordering::Relaxed);
         self.image_bytes.fetch_add(image_bytes, Ordering::Relaxed);
-        let image = Arc::new(MappedImage { component, memory, flavor, digest, image_bytes, mapped: Arc::downgrade(self) });
+        let image = Arc::new(MappedImage {
+            component,
+            memory,
+            flavor,
+            digest,
+            image_bytes,
+            mapped: Arc::downgrade(self),
+        });
         by_digest.insert(digest, Arc::downgrade(&image));
         image
     }

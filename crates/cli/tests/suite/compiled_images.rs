@@ -38,6 +38,8 @@ fn stop_mapped(app: Running) -> App {
 fn images(app: &App) -> Vec<PathBuf> {
     let folder = app.path("cache/images");
     let mut images: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // Beside them is the list of sources.
+    images.retain(|path| path.extension().is_some_and(|extension| extension == "cwasm"));
     images.sort();
     images
 }

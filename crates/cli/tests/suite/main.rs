@@ -28,6 +28,7 @@ mod load;
 mod malformed;
 mod outbound;
 mod request_shape;
+mod serve;
 mod sqlite;
 mod streaming;
 mod variables;

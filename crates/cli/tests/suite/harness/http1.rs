@@ -83,6 +83,13 @@ impl Connection {
         self.send(head);
     }
 
+    /// Sends a request without a body for a host.
+    pub(crate) fn ask(&mut self, host: &str, method: &str, target: &str) -> Response {
+        self.request = format!("{method} {target} at {host}");
+        self.send(format!("{method} {target} HTTP/1.1\r\nhost: {host}\r\n\r\n"));
+        self.response()
+    }
+
     /// Sends a request whose body, if any, has a length.
     pub(crate) fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
         let length = body.len().to_string();

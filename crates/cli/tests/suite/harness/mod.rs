@@ -4,6 +4,7 @@
 mod http1;
 mod http2;
 mod output;
+mod serving;
 mod upstream;
 
 use std::{
@@ -25,6 +26,7 @@ pub(crate) use self::{
     http1::{Connection, Response, query, seen_header},
     http2::{Client, body, channel, empty, runtime},
     output::Output,
+    serving::{Apps, Serving, manifest_of},
     upstream::{Upstream, tcp_echo, udp_echo},
 };
 
