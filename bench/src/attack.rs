@@ -26,7 +26,7 @@ const ALLOCATING_COUNT: usize = 16;
 const SLOW_COUNT: usize = 500;
 /// The length of a slow body in bytes, and the pause between two of them.
 const SLOW_BODY_BYTES: usize = 1_000_000;
-const SLOW_PAUSE: Duration = Duration::from_millis(20);
+const SLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a connection that failed or was refused.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// How much of a response is looked at to tell its status, in bytes.

@@ -53,6 +53,11 @@ const REST_LOOK: Duration = Duration::from_millis(100);
 const REST_COUNT: usize = 10;
 /// The largest growth of memory that `--check` lets pass.
 const GROWTH: f64 = 0.05;
+/// Images that may be mapped at one rest and not at the other: which ones are evicted
+/// depends on when. What leaks with each app that comes and goes would be thousands.
+const IMAGES_SLACK: f64 = 8.0;
+/// Mappings of an image and of the slot that stays with it.
+const MAPPINGS_PER_IMAGE: f64 = 7.0;
 /// The hosts of the two large apps.
 const RUST_HOST: &str = "rust.bench.test";
 const JS_HOST: &str = "js.bench.test";
@@ -60,8 +65,8 @@ const JS_HOST: &str = "js.bench.test";
 /// What the figures are to be.
 const TARGETS: [(&str, Target); 4] = [
     ("resident_growth", Target::AtMost(GROWTH)),
-    ("descriptor_growth", Target::AtMost(0.0)),
-    ("mapping_growth", Target::AtMost(0.0)),
+    ("descriptor_growth", Target::AtMost(IMAGES_SLACK)),
+    ("mapping_growth", Target::AtMost(IMAGES_SLACK * MAPPINGS_PER_IMAGE)),
     ("errors", Target::AtMost(0.0)),
 ];
 
