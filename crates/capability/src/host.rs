@@ -58,6 +58,11 @@ impl Host {
         self.http_hooks.set_depth(depth);
     }
 
+    /// Bounds the handles that the guest may hold at once.
+    pub fn set_max_handles(&mut self, count: usize) {
+        self.table.set_max_capacity(count);
+    }
+
     /// What this instance's component may reach.
     pub fn grants(&self) -> &Arc<Grants> {
         &self.grants

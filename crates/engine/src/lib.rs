@@ -4,7 +4,8 @@
 //! place with `unsafe` code. It is for: turning whatever a toolchain produced
 //! into a component ([`normalize`]), compiling components ahead of time and
 //! keeping the result on disk ([`ImageStore`]), mapping it back in
-//! microseconds, and bounding what an instance may use ([`Limiter`], epochs).
+//! microseconds, bounding what an instance may use ([`Limiter`], epochs), and
+//! measuring what it does use ([`Usage`], [`Slice`]).
 //!
 //! It is not for: HTTP, manifests, or what a guest may call. Callers bring
 //! their own linker and store data; the engine never looks inside.
@@ -52,14 +53,16 @@ mod loader;
 mod memory;
 pub mod normalize;
 mod source_index;
+mod usage;
 
 pub use config::{EngineConfig, Flavor};
 pub use digest::Digest;
-pub use epoch::EPOCH_TICK_MS;
+pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, preempt};
 pub use error::Error;
 pub use file_identity::FileIdentity;
 pub use image_store::ImageStore;
 pub use images::{MappedImage, MappedTotals};
-pub use limiter::Limiter;
+pub use limiter::{InstanceLimits, Limiter};
 pub use loader::{Engine, LoadedComponent, Origin};
 pub use memory::MemoryPool;
+pub use usage::{Ledger, Usage};

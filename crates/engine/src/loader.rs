@@ -17,7 +17,7 @@ use std::{
 use wasmtime::component::Component;
 
 use crate::{
-    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals,
+    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse,
     epoch::EpochTicker,
     image_store::{Image, Mapped},
     images::MappedImages,
@@ -36,7 +36,7 @@ pub struct Engine {
     images: Option<ImageStore>,
     mapped: Arc<MappedImages>,
     memories: Arc<MemoryPools>,
-    _ticker: Arc<EpochTicker>,
+    ticker: Arc<EpochTicker>,
 }
 
 /// A component that is ready to be linked.
@@ -92,7 +92,7 @@ impl Engine {
         let memories = Arc::<MemoryPools>::default();
         let ticker = EpochTicker::start(flavors.to_vec(), memories.clone())
             .map_err(|cause| Error::Configuration { cause: cause.into() })?;
-        Ok(Self { flavors, images, mapped: Arc::default(), memories, _ticker: ticker })
+        Ok(Self { flavors, images, mapped: Arc::default(), memories, ticker })
     }
 
     /// The Wasmtime engine of a flavor, to make linkers and stores with.
@@ -103,6 +103,11 @@ impl Engine {
     /// What is mapped at the moment.
     pub fn mapped(&self) -> MappedTotals {
         self.mapped.totals()
+    }
+
+    /// Where whoever runs guests says so: it keeps the clock that preempts them awake.
+    pub fn pulse(&self) -> &Pulse {
+        self.ticker.pulse()
     }
 
     /// Loads a component from the bytes of its source. Blocks while compiling.

@@ -72,6 +72,7 @@ mod runtime;
 mod runtime_config;
 mod settings;
 mod table;
+mod usage;
 
 pub use admin::Admin;
 pub use change::{Change, ChangeKind};

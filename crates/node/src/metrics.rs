@@ -1,8 +1,7 @@
 //! What a node counts.
 //!
 //! `GET /metrics` writes it in Prometheus' text format. What requests cost is counted
-//! where they run (per app and component) and belongs into [`Node::write_metrics`]
-//! beside the apps' states.
+//! where they run, per app and component; see [`crate::usage`].
 
 use std::{
     fmt::Write as _,
@@ -14,6 +13,7 @@ use crate::{
     Node,
     entry::{Entry, Fact},
     os_limits::{descriptors_count, mappings_count, resident_bytes},
+    usage::usage_metrics,
 };
 
 /// Upper bounds of the buckets of durations, in microseconds.
@@ -143,6 +143,7 @@ impl Node {
         metrics.loads.write("wisp_load_seconds", "From registered to mapped.", text);
         metrics.swaps.write("wisp_swap_seconds", "From a change to the new version.", text);
         metrics.rollbacks.write("wisp_rollback_seconds", "Back to a version that was mapped.", text);
+        text.push_str(&usage_metrics(self.runtime.commons()));
     }
 }
 

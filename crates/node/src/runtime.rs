@@ -21,9 +21,9 @@ use wisp_engine::{Engine, FileIdentity, ImageStore, LoadedComponent, MappedTotal
 use wisp_manifest::{
     allowed_hosts::{AllowedHosts, BlockedNetworks},
     id::ComponentId,
-    model::{App, Component, Executor, HttpTarget, Source, TriggerKind},
+    model::{App, Component, Executor, HttpTarget, Limits, Source, TriggerKind},
 };
-use wisp_trigger::http::{ComponentLimits, ComponentSpec, HttpApp, HttpAppBuilder, Outcomes};
+use wisp_trigger::http::{Commons, ComponentLimits, ComponentSpec, HttpApp, HttpAppBuilder, Outcomes};
 
 use crate::{
     AppSettings, Error, Errors, RuntimeSettings,
@@ -45,6 +45,7 @@ pub struct Runtime {
     /// Loads at once that read, verify, compile or copy. Each uses all cores by itself
     /// where it compiles; more at once would only hold more memory.
     slow_loads: Arc<Semaphore>,
+    commons: Arc<Commons>,
     settings: RuntimeSettings,
 }
 
@@ -93,6 +94,7 @@ impl Runtime {
             follow: settings.follow.clone(),
         })?;
         Ok(Self {
+            commons: Commons::start(&engine, settings.commons)?,
             engine,
             linkers,
             logs,
@@ -142,6 +144,11 @@ impl Runtime {
         &self.tracker
     }
 
+    /// What apps share, and their accounts.
+    pub fn commons(&self) -> &Arc<Commons> {
+        &self.commons
+    }
+
     /// What is mapped at the moment.
     pub fn mapped(&self) -> MappedTotals {
         self.engine.mapped()
@@ -182,8 +189,10 @@ impl Runtime {
         let loaded = self.load_components(&wanted).await;
 
         let local = LocalSlot::default();
+        let account = self.commons.account(settings.log_name.as_deref().unwrap_or(&app.name));
+        let commons = self.commons.clone();
         let mut builder =
-            HttpAppBuilder::new(&self.engine, &self.linkers, self.settings.admission, self.tracker.clone())
+            HttpAppBuilder::new(&self.engine, &self.linkers, commons, account, self.tracker.clone())
                 .outcomes(outcomes.clone());
         let mut errors = Vec::new();
         let mut sources = Vec::with_capacity(wanted.len());
@@ -322,15 +331,7 @@ impl Runtime {
             grants: Arc::new(grants),
             executor: wanted.executor.clone(),
             reuse: component.wisp.reuse.or(settings.reuse),
-            limits: ComponentLimits {
-                // What the author asks for can only tighten what the operator allows.
-                max_memory_bytes: least(limits.memory_bytes, settings.max_memory_bytes)
-                    .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-                request_timeout: least(limits.request_timeout, settings.request_timeout),
-                max_concurrent_requests_count: limits
-                    .max_concurrent_requests
-                    .map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
-            },
+            limits: component_limits(&limits, settings),
             kept,
         })
     }
@@ -485,6 +486,21 @@ fn report_compiling(id: &ComponentId, loaded: &LoadedComponent) {
         let seconds = duration.as_secs_f32();
         tracing::info!(component = %id, "compiled in {seconds:.1} s; later starts map the result");
     }
+}
+
+/// What bounds a component: what its author asks for can only tighten what the
+/// operator allows.
+fn component_limits(limits: &Limits, settings: &AppSettings) -> ComponentLimits {
+    let mut bounds = ComponentLimits::default();
+    if let Some(bytes) = least(limits.memory_bytes, settings.max_memory_bytes) {
+        bounds.instance.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    }
+    if let Some(timeout) = least(limits.request_timeout, settings.request_timeout) {
+        bounds.request_timeout = timeout;
+    }
+    bounds.max_concurrent_requests_count =
+        limits.max_concurrent_requests.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+    bounds
 }
 
 /// The smaller of two bounds, where either may be missing.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use wisp_capability::wasi::logs::Follow;
 use wisp_engine::EngineConfig;
 use wisp_manifest::{model::Reuse, runtime_config::RuntimeConfig};
-use wisp_trigger::http::AdmissionLimits;
+use wisp_trigger::http::CommonsSettings;
 
 /// Settings of a process: what all of its apps share.
 #[derive(Default)]
@@ -22,8 +22,8 @@ pub struct RuntimeSettings {
     pub truncate_logs: bool,
     /// Whose output appears on the terminal: components, or apps where there are many.
     pub follow: Follow,
-    /// How many requests run and wait.
-    pub admission: AdmissionLimits,
+    /// How apps share the node: places, CPU, memory, and what is told of it.
+    pub commons: CommonsSettings,
 }
 
 /// A value of a variable that was given by name.

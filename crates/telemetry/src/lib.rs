@@ -2,7 +2,8 @@
 //!
 //! For: setting up where the process's own messages go and how they look. Code
 //! everywhere uses `tracing`'s macros; this crate decides, once at the start,
-//! what becomes of them. Metrics and traces will be set up here as well.
+//! what becomes of them. And for writing figures down as Prometheus reads them
+//! ([`metrics`]). Traces will be set up here as well.
 //!
 //! Not for: output of guests (`wisp_capability::wasi::logs`), results of commands
 //! (standard output of `wisp`), errors that end a command (`wisp` prints them).
@@ -21,6 +22,8 @@
 //! `tracing-subscriber`'s `EnvFilter`; by default everything from `info` on that
 //! Wisp itself says, and warnings of its libraries.
 #![forbid(unsafe_code)]
+
+pub mod metrics;
 
 use std::{fmt, io, io::IsTerminal as _};
 

@@ -7,7 +7,7 @@ use wisp_capability::wasi::logs::Follow;
 use wisp_engine::EngineConfig;
 use wisp_manifest::{RuntimeConfig, model::Reuse};
 use wisp_node::{Admin, AppSettings, AppsDirectory, Budget, Node, NodeSettings, Runtime, RuntimeSettings};
-use wisp_trigger::http::{AdmissionLimits, Server, ServerConfig, TlsFiles};
+use wisp_trigger::http::{AdmissionLimits, CommonsSettings, Server, ServerConfig, TlsFiles};
 
 use super::common::{
     SPARE_INSTANCES_COUNT, parse_duration, parse_listen, stop_signal, unwrap_checked, user_cache_dir,
@@ -111,6 +111,10 @@ struct HttpFlags {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
     max_wait: Duration,
 
+    /// Tell clients in a `Server-Timing` header what their request took.
+    #[arg(long)]
+    server_timing: bool,
+
     /// Let an instance serve this many requests, one after the other, also where a component did not ask for
     /// it [default: a fresh instance for each request].
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
@@ -179,6 +183,10 @@ struct EngineFlags {
     /// Allocate each instance on its own instead of from a pool; slower.
     #[arg(long)]
     disable_pooling: bool,
+
+    /// Keep no accounts and share nothing fairly: to measure what that costs.
+    #[arg(long, hide = true)]
+    no_accounting: bool,
 }
 
 impl Serve {
@@ -211,10 +219,16 @@ impl Serve {
             } else {
                 Follow::Some(self.logs.follow.iter().cloned().collect())
             },
-            admission: AdmissionLimits {
-                max_running_count: self.http.max_instances as usize,
-                max_waiting_count: self.http.max_waiting_requests as usize,
-                max_wait: self.http.max_wait,
+            commons: CommonsSettings {
+                admission: AdmissionLimits {
+                    max_running_count: self.http.max_instances as usize,
+                    max_waiting_count: self.http.max_waiting_requests as usize,
+                    max_wait: self.http.max_wait,
+                    is_shared: true,
+                },
+                accounting: !self.engine.no_accounting,
+                server_timing: self.http.server_timing,
+                ..CommonsSettings::default()
             },
         })?;
         let node = Node::start(

@@ -11,7 +11,7 @@ use wisp_capability::{variables, wasi::logs::Follow};
 use wisp_engine::EngineConfig;
 use wisp_manifest::{App, RuntimeConfig, model::Reuse, runtime_config::Directory};
 use wisp_node::{AppSettings, Runtime, RuntimeSettings};
-use wisp_trigger::http::{AdmissionLimits, HttpApp, OneApp, Server, ServerConfig, TlsFiles};
+use wisp_trigger::http::{AdmissionLimits, CommonsSettings, HttpApp, OneApp, Server, ServerConfig, TlsFiles};
 
 use super::common::{
     SPARE_INSTANCES_COUNT, parse_duration, parse_listen, parse_pair, stop_signal, unwrap_checked,
@@ -117,6 +117,10 @@ struct HttpFlags {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
     max_wait: Duration,
 
+    /// Tell clients in a `Server-Timing` header what their request took.
+    #[arg(long)]
+    server_timing: bool,
+
     /// Let an instance serve this many requests, one after the other, also where a component did not ask for
     /// it [default: a fresh instance for each request].
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
@@ -213,6 +217,10 @@ struct EngineFlags {
     /// Emit debug information for native debuggers.
     #[arg(long)]
     debug_info: bool,
+
+    /// Keep no accounts and share nothing fairly: to measure what that costs.
+    #[arg(long, hide = true)]
+    no_accounting: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -245,10 +253,16 @@ impl Up {
             log_dir,
             truncate_logs: self.logs.truncate_logs,
             follow: self.follow(),
-            admission: AdmissionLimits {
-                max_running_count: self.http.max_instances as usize,
-                max_waiting_count: self.http.max_waiting_requests as usize,
-                max_wait: self.http.max_wait,
+            commons: CommonsSettings {
+                admission: AdmissionLimits {
+                    max_running_count: self.http.max_instances as usize,
+                    max_waiting_count: self.http.max_waiting_requests as usize,
+                    max_wait: self.http.max_wait,
+                    is_shared: false,
+                },
+                accounting: !self.engine.no_accounting,
+                server_timing: self.http.server_timing,
+                ..CommonsSettings::default()
             },
         })
         .map_err(|error| Error::Load(error.into()))?;

@@ -17,6 +17,7 @@
     reason = "a test ends by panicking, and prints for whoever looks into it"
 )]
 
+mod accounting;
 mod cli;
 mod compiled_images;
 mod files_and_logs;

@@ -23,8 +23,9 @@ use wisp_manifest::{
 };
 
 use super::{
-    admission::{Admission, AdmissionLimits},
+    account::Account,
     body::{RequestBody, ResponseBody, whole},
+    commons::Commons,
     component::{Component, ComponentSpec, content_length, status},
     executor::Entry,
     outcomes::Outcomes,
@@ -76,29 +77,24 @@ pub(super) struct BodyLimits {
 pub struct HttpAppBuilder<'engine> {
     engine: &'engine Engine,
     linkers: &'engine Linkers,
-    admission: Arc<Admission>,
+    commons: Arc<Commons>,
+    account: Arc<Account>,
     tracker: TaskTracker,
     outcomes: Arc<Outcomes>,
     components: Vec<(ComponentId, Executor, Arc<Component>)>,
 }
 
 impl<'engine> HttpAppBuilder<'engine> {
-    /// An app without components yet. `tracker` knows of guests that go on after
-    /// their response.
+    /// An app without components yet, with what it shares with other apps and its
+    /// account. `tracker` knows of guests that go on after their response.
     pub fn new(
         engine: &'engine Engine,
         linkers: &'engine Linkers,
-        limits: AdmissionLimits,
+        commons: Arc<Commons>,
+        account: Arc<Account>,
         tracker: TaskTracker,
     ) -> Self {
-        Self {
-            engine,
-            linkers,
-            admission: Arc::new(Admission::new(limits)),
-            tracker,
-            outcomes: Arc::default(),
-            components: Vec::new(),
-        }
+        Self { engine, linkers, commons, account, tracker, outcomes: Arc::default(), components: Vec::new() }
     }
 
     /// Counts how requests end in `outcomes`, which outlives the app.
@@ -129,8 +125,8 @@ impl<'engine> HttpAppBuilder<'engine> {
     pub fn component(&mut self, id: &ComponentId, spec: ComponentSpec) -> Result<(), Error> {
         let linker = self.linkers.get(spec.loaded.flavor);
         let executor = spec.executor.clone();
-        let component =
-            Component::new(self.engine, linker, spec, self.admission.clone(), self.tracker.clone())?;
+        let shared = (&self.commons, &self.account);
+        let component = Component::new(self.engine, linker, id, spec, shared, self.tracker.clone())?;
         self.components.push((id.clone(), executor, Arc::new(component)));
         Ok(())
     }
@@ -248,6 +244,7 @@ impl HttpApp {
         match &route.target {
             Target::Static(answer) => Ok(answer.response()),
             Target::Component(component) => {
+                let max_body_bytes = max_body_bytes.min(component.max_request_body_bytes());
                 if content_length(&parts.headers).is_some_and(|length| length > max_body_bytes) {
                     return Ok(status(StatusCode::PAYLOAD_TOO_LARGE));
                 }

@@ -2,17 +2,24 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
+use wisp_engine::{Ledger, Usage};
+
+use super::{account::Outcome, component::Component, guest::Guest};
 
 /// A guest that is handling a request, until it has nothing more to do.
 pub(super) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), GuestFailed>> + Send>>;
@@ -21,11 +28,31 @@ pub(super) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), GuestFailed
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum GuestFailed {
     #[error("the component failed")]
-    Trapped,
+    Failed,
     #[error("the component took too long")]
     TimedOut,
+    #[error("the component used up its CPU time")]
+    CpuTime,
+    #[error("the component needs more memory than it may have")]
+    Memory,
+    #[error("the response is larger than it may be")]
+    ResponseSize,
     #[error("no instance was free")]
     Busy,
+}
+
+impl GuestFailed {
+    /// The same in the accounts.
+    pub(super) fn outcome(self) -> Outcome {
+        match self {
+            Self::Failed => Outcome::Failed,
+            Self::TimedOut => Outcome::TimedOut,
+            Self::CpuTime => Outcome::CpuTime,
+            Self::Memory => Outcome::Memory,
+            Self::ResponseSize => Outcome::ResponseSize,
+            Self::Busy => Outcome::Refused,
+        }
+    }
 }
 
 /// How long a guest may go on after its response was sent completely.
@@ -34,20 +61,89 @@ pub(super) enum GuestFailed {
 /// taken for a runaway and ended.
 const AFTER_RESPONSE_LIMIT: Duration = Duration::from_secs(300);
 
-/// Where a guest's response is put while the guest is polled.
-#[derive(Clone, Default)]
-pub(super) struct Reply(Arc<Mutex<Option<GuestResponse>>>);
+/// Where a guest's response is put, and what its instance used. Shared by those
+/// who run the guest and those who wait for its response.
+#[derive(Clone)]
+pub(super) struct Reply(Arc<Exchange>);
+
+struct Exchange {
+    response: Mutex<Option<GuestResponse>>,
+    /// Who waits for a guest that is polled elsewhere.
+    watcher: AtomicWaker,
+    /// Nobody waits for the guest any more.
+    is_abandoned: AtomicBool,
+    usage: Usage,
+    component: Arc<Component>,
+}
 
 /// What a guest answered, or why there will be no answer.
 pub(super) type GuestResponse = Result<http::Response<WasiBody>, String>;
 
 impl Reply {
+    pub(super) fn new(component: &Arc<Component>) -> Self {
+        Self(Arc::new(Exchange {
+            response: Mutex::default(),
+            watcher: AtomicWaker::new(),
+            is_abandoned: AtomicBool::new(false),
+            usage: Usage::default(),
+            component: component.clone(),
+        }))
+    }
+
     pub(super) fn set(&self, response: GuestResponse) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
+        *self.0.response.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
+        self.0.watcher.wake();
     }
 
     pub(super) fn take(&self) -> Option<GuestResponse> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.response.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// From now on, whoever polls is told when something happens elsewhere.
+    pub(super) fn watch(&self, context: &Context<'_>) {
+        self.0.watcher.register(context.waker());
+    }
+
+    /// Something happened.
+    pub(super) fn wake(&self) {
+        self.0.watcher.wake();
+    }
+
+    /// Nobody waits any more: what goes wrong from now on is nobody's concern.
+    pub(super) fn abandon(&self) {
+        self.0.is_abandoned.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.0.is_abandoned.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn usage(&self) -> &Usage {
+        &self.0.usage
+    }
+
+    /// The component that is to answer.
+    pub(super) fn component(&self) -> &Arc<Component> {
+        &self.0.component
+    }
+
+    /// For the instance that serves this request.
+    pub(super) fn ledger(&self) -> Arc<dyn Ledger> {
+        self.0.clone()
+    }
+}
+
+impl Ledger for Exchange {
+    fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    fn reserve_memory(&self, bytes: u64) -> bool {
+        self.component.commons.reserve_memory(&self.component.account, bytes)
+    }
+
+    fn release_memory(&self, bytes: u64) {
+        self.component.commons.release_memory(&self.component.account, bytes);
     }
 }
 
@@ -133,7 +229,8 @@ impl Body for ResponseBody {
 /// Dropping it before its end cancels the guest: the client went away. Once the
 /// client has all it will get, the guest is detached and may finish its work.
 pub(super) struct RunningBody {
-    guest: Option<GuestFuture>,
+    /// `None` when it was detached.
+    guest: Option<Guest>,
     body: Option<WasiBody>,
     /// How much of a declared `content-length` is still to come.
     remaining_bytes: Option<u64>,
@@ -142,7 +239,7 @@ pub(super) struct RunningBody {
 
 impl RunningBody {
     pub(super) fn new(
-        guest: GuestFuture,
+        guest: Guest,
         body: WasiBody,
         content_length: Option<u64>,
         tracker: TaskTracker,
@@ -153,7 +250,7 @@ impl RunningBody {
     /// The client needs nothing more: lets the guest finish, reading and dropping
     /// whatever it still sends so that it does not wait forever.
     pub(super) fn detach(&mut self) {
-        if self.guest.is_none() {
+        if self.guest.as_ref().is_none_or(Guest::is_ended) {
             return;
         }
         let rest = Self {
@@ -181,7 +278,7 @@ impl RunningBody {
                 }
             }
             match &mut self.guest {
-                Some(guest) => guest.as_mut().poll(context),
+                Some(guest) => guest.poll(context),
                 None => Poll::Ready(Ok(())),
             }
         })
@@ -192,21 +289,27 @@ impl RunningBody {
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(guest) = &mut self.guest
-            && let Poll::Ready(outcome) = guest.as_mut().poll(context)
+            && let Poll::Ready(Err(failed)) = guest.poll(context)
         {
             self.guest = None;
-            if let Err(failed) = outcome {
-                self.body = None;
-                return Poll::Ready(Some(Err(failed.into())));
-            }
+            self.body = None;
+            return Poll::Ready(Some(Err(failed.into())));
         }
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
         match ready!(Pin::new(body).poll_frame(context)) {
             Some(Ok(frame)) => {
-                if let (Some(remaining), Some(data)) = (&mut self.remaining_bytes, frame.data_ref()) {
-                    *remaining = remaining.saturating_sub(data.len() as u64);
+                let length_bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                if let Some(remaining) = &mut self.remaining_bytes {
+                    *remaining = remaining.saturating_sub(length_bytes);
+                }
+                if let Some(guest) = &mut self.guest
+                    && !guest.add_response_bytes(length_bytes)
+                {
+                    self.guest = None;
+                    self.body = None;
+                    return Poll::Ready(Some(Err(GuestFailed::ResponseSize.into())));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -233,6 +336,8 @@ impl Drop for RunningBody {
 /// The body of a request: bounded in size, and in how long it may stall.
 pub(super) struct RequestBody {
     body: RequestSource,
+    /// Where its bytes are counted, once it is known who takes them.
+    reply: Option<Reply>,
     remaining_bytes: u64,
     stall_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
@@ -245,16 +350,29 @@ enum RequestSource {
 
 impl RequestBody {
     pub(super) fn network(body: hyper::body::Incoming, max_bytes: u64, stall_timeout: Duration) -> Self {
-        Self { body: RequestSource::Network(body), remaining_bytes: max_bytes, stall_timeout, stalled: None }
+        Self {
+            body: RequestSource::Network(body),
+            reply: None,
+            remaining_bytes: max_bytes,
+            stall_timeout,
+            stalled: None,
+        }
     }
 
     pub(super) fn local(body: WasiBody) -> Self {
         Self {
             body: RequestSource::Local(body),
+            reply: None,
             remaining_bytes: u64::MAX,
             stall_timeout: Duration::MAX,
             stalled: None,
         }
+    }
+
+    /// Bounds it further, and has its bytes counted.
+    pub(super) fn count(&mut self, reply: &Reply, max_bytes: u64) {
+        self.remaining_bytes = self.remaining_bytes.min(max_bytes);
+        self.reply = Some(reply.clone());
     }
 
     fn poll_source(
@@ -281,6 +399,9 @@ impl Body for RequestBody {
             Poll::Ready(Some(Ok(frame))) => {
                 this.stalled = None;
                 let length_bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                if let Some(reply) = &this.reply {
+                    reply.usage().add_request_bytes(length_bytes);
+                }
                 match this.remaining_bytes.checked_sub(length_bytes) {
                     Some(remaining) => this.remaining_bytes = remaining,
                     None => {

@@ -2,30 +2,62 @@
 
 use std::{any::Any, sync::Arc, time::Duration};
 
-use http::{HeaderValue, StatusCode, header};
-use tokio::sync::Semaphore;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use http_body::Body as _;
 use tokio_util::task::TaskTracker;
 use wasmtime::{Store, component::Linker};
+use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{Grants, Host};
-use wisp_engine::{Engine, Limiter, LoadedComponent, MappedImage};
-use wisp_manifest::model::{Executor, Reuse};
+use wisp_engine::{Engine, InstanceLimits, Limiter, LoadedComponent, MappedImage, Pulse, preempt};
+use wisp_manifest::{
+    id::ComponentId,
+    model::{Executor, Reuse},
+};
 
 use super::{
-    admission::{Admission, Full, RETRY_AFTER_S},
+    account::{Account, Outcome, Totals},
+    admission::{Full, Gate, RETRY_AFTER_S},
     body::{GuestFailed, GuestFuture, Reply, RequestBody, ResponseBody, RunningBody},
+    commons::Commons,
     executor::{Entry, Failure},
+    guest::Guest,
 };
 use crate::Error;
 
+/// Tells clients what their request took, where the operator wants that.
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
 /// What bounds the requests of one component.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct ComponentLimits {
-    /// The largest linear memory of one instance; `None` is what 32 bits reach.
-    pub max_memory_bytes: Option<usize>,
+    /// Memory and tables of one instance.
+    pub instance: InstanceLimits,
+    /// CPU time of one request.
+    pub cpu_time: Duration,
     /// The longest time from a request's start to its response's end.
-    pub request_timeout: Option<Duration>,
+    pub request_timeout: Duration,
     /// Requests that run at once; more wait.
     pub max_concurrent_requests_count: Option<usize>,
+    /// The largest request body.
+    pub max_request_body_bytes: u64,
+    /// The largest response body.
+    pub max_response_body_bytes: u64,
+    /// Open handles: resources of the host, and of the component itself.
+    pub max_handles_count: usize,
+}
+
+impl Default for ComponentLimits {
+    fn default() -> Self {
+        Self {
+            instance: InstanceLimits::default(),
+            cpu_time: Duration::MAX,
+            request_timeout: Duration::MAX,
+            max_concurrent_requests_count: None,
+            max_request_body_bytes: u64::MAX,
+            max_response_body_bytes: u64::MAX,
+            max_handles_count: usize::MAX,
+        }
+    }
 }
 
 /// What a component needs to be served.
@@ -47,11 +79,14 @@ pub struct ComponentSpec {
 /// A linked component: from here an instance is microseconds away.
 pub(super) struct Component {
     pub(super) grants: Arc<Grants>,
+    pub(super) commons: Arc<Commons>,
+    pub(super) account: Arc<Account>,
+    pub(super) totals: Arc<Totals>,
+    pub(super) pulse: Pulse,
     engine: wasmtime::Engine,
     entry: Entry,
     limits: ComponentLimits,
-    admission: Arc<Admission>,
-    own_places: Option<Arc<Semaphore>>,
+    gate: Arc<Gate>,
     tracker: TaskTracker,
     /// The image stays mapped, and known to be, until the last request has ended.
     image: Arc<MappedImage>,
@@ -62,22 +97,26 @@ impl Component {
     pub(super) fn new(
         engine: &Engine,
         linker: &Linker<Host>,
+        id: &ComponentId,
         spec: ComponentSpec,
-        admission: Arc<Admission>,
+        (commons, account): (&Arc<Commons>, &Arc<Account>),
         tracker: TaskTracker,
     ) -> Result<Self, Error> {
-        let id = &spec.grants.component;
-        let entry = Entry::link(linker, id, &spec.loaded.component, &spec.executor, spec.reuse)?;
+        let entry = Entry::link(linker, id.as_str(), &spec.loaded.component, &spec.executor, spec.reuse)?;
         Ok(Self {
             engine: engine.wasmtime(spec.loaded.flavor).clone(),
+            pulse: engine.pulse().clone(),
             entry,
-            own_places: spec
-                .limits
-                .max_concurrent_requests_count
-                .map(|count| Arc::new(Semaphore::new(count))),
+            gate: Gate::new(
+                commons.admission.clone(),
+                account.clone(),
+                spec.limits.max_concurrent_requests_count,
+            ),
             limits: spec.limits,
             grants: spec.grants,
-            admission,
+            commons: commons.clone(),
+            account: account.clone(),
+            totals: account.totals(id),
             tracker,
             image: spec.loaded.image,
             _kept: spec.kept,
@@ -85,14 +124,14 @@ impl Component {
     }
 
     /// A store for a fresh instance, with every limit in force.
-    pub(super) fn store(&self, host: Host) -> Store<Host> {
+    pub(super) fn store(&self, host: Host, reply: &Reply) -> Store<Host> {
         let mut store = Store::new(&self.engine, host);
-        if let Some(max_memory_bytes) = self.limits.max_memory_bytes {
-            store.data_mut().limiter = Limiter::new(max_memory_bytes);
-        }
+        let host = store.data_mut();
+        host.limiter = Limiter::new(self.limits.instance, Some(reply.ledger()));
+        host.set_max_handles(self.limits.max_handles_count);
+        store.set_max_component_handles(self.limits.max_handles_count);
         store.limiter(|host| &mut host.limiter);
-        store.epoch_deadline_async_yield_and_update(1);
-        store.set_epoch_deadline(1);
+        preempt(&mut store);
         store
     }
 
@@ -104,6 +143,36 @@ impl Component {
         }
     }
 
+    /// Whether a request may go on after so much CPU time; logs it if not.
+    pub(super) fn check_cpu(&self, used_ns: u64) -> Result<(), GuestFailed> {
+        let limit = self.limits.cpu_time;
+        if Duration::from_nanos(used_ns) < limit {
+            return Ok(());
+        }
+        let failure = Failure::CpuTime(limit);
+        failure.log(&self.grants.component);
+        Err(failure.kind())
+    }
+
+    /// Counts CPU time for the app's share while the request goes on.
+    pub(super) fn count_cpu(&self, cpu_ns: u64) {
+        self.commons.shares.count(&self.account, &self.totals, cpu_ns);
+    }
+
+    /// Whether a response may be this long; logs it if not.
+    pub(super) fn allows_response(&self, bytes: u64) -> bool {
+        let max_bytes = self.limits.max_response_body_bytes;
+        if bytes > max_bytes {
+            Failure::ResponseSize(max_bytes).log(&self.grants.component);
+        }
+        bytes <= max_bytes
+    }
+
+    /// The largest request body.
+    pub(super) fn max_request_body_bytes(&self) -> u64 {
+        self.limits.max_request_body_bytes
+    }
+
     /// Drops reusable instances that have been idle for too long; tells how often
     /// that is worth doing.
     pub(super) fn sweep(&self) -> Option<Duration> {
@@ -113,38 +182,30 @@ impl Component {
     /// Answers a request. Infallible: what goes wrong becomes a status.
     pub(super) async fn answer(
         self: &Arc<Self>,
-        request: http::Request<RequestBody>,
+        mut request: http::Request<RequestBody>,
     ) -> http::Response<ResponseBody> {
-        let own_permit = match &self.own_places {
-            None => None,
-            Some(places) => match tokio::time::timeout(
-                super::AdmissionLimits::default().max_wait,
-                places.clone().acquire_owned(),
-            )
-            .await
-            {
-                Ok(Ok(permit)) => Some(permit),
-                _ => return self.refuse(),
-            },
-        };
-        let permit = match self.admission.admit().await {
+        let permit = match self.gate.admit().await {
             Ok(permit) => permit,
-            Err(Full) => return self.refuse(),
+            Err(Full) => {
+                self.totals.refuse();
+                return self.refuse();
+            }
         };
         let is_bodiless_method = request.method() == http::Method::HEAD;
-        let reply = Reply::default();
-        let mut guest: GuestFuture = {
-            let component = self.clone();
+        let reply = Reply::new(self);
+        request.body_mut().count(&reply, self.limits.max_request_body_bytes);
+        let future: GuestFuture = {
             let reply = reply.clone();
             Box::pin(async move {
-                let _places = (permit, own_permit);
-                component.run(request, reply).await
+                let _place = permit;
+                reply.component().run(request, &reply).await
             })
         };
+        let mut guest = Guest::new(&reply, future);
 
         let mut outcome = None;
         let response = std::future::poll_fn(|context| {
-            if let std::task::Poll::Ready(ended) = guest.as_mut().poll(context) {
+            if let std::task::Poll::Ready(ended) = guest.poll(context) {
                 outcome = Some(ended);
             }
             match reply.take() {
@@ -155,48 +216,92 @@ impl Component {
         })
         .await;
 
-        match (response, outcome) {
-            (Some(Ok(response)), None) => {
-                let content_length = content_length(response.headers());
+        let mut response = match (response, outcome) {
+            (Some(Ok(response)), None | Some(Ok(()))) => {
+                guest.set_status(response.status());
+                let server_timing = self.server_timing(&guest);
                 let is_bodiless = is_bodiless_method || has_no_body(response.status());
-                let (parts, body) = response.into_parts();
-                let mut body = RunningBody::new(guest, body, content_length, self.tracker.clone());
-                if is_bodiless || content_length == Some(0) {
-                    body.detach();
-                    http::Response::from_parts(parts, ResponseBody::Empty)
-                } else {
-                    http::Response::from_parts(parts, ResponseBody::Running(body))
+                let mut response = self.with_body(response, guest, is_bodiless);
+                if let Some(timing) = server_timing {
+                    response.headers_mut().append(SERVER_TIMING, timing);
                 }
+                return response;
             }
-            (Some(Ok(response)), Some(Ok(()))) => response.map(ResponseBody::Finished),
             (Some(Ok(_)) | None, Some(Err(failed))) => match failed {
-                GuestFailed::Trapped => status(StatusCode::INTERNAL_SERVER_ERROR),
-                GuestFailed::TimedOut => status(StatusCode::GATEWAY_TIMEOUT),
+                GuestFailed::TimedOut | GuestFailed::CpuTime => status(StatusCode::GATEWAY_TIMEOUT),
+                GuestFailed::Failed | GuestFailed::Memory | GuestFailed::ResponseSize => {
+                    status(StatusCode::INTERNAL_SERVER_ERROR)
+                }
                 GuestFailed::Busy => self.refuse(),
             },
             (Some(Err(message)), _) => {
                 tracing::error!(component = %self.grants.component, "the component answered with an error: {message}");
+                guest.set_outcome(Outcome::Failed);
                 status(StatusCode::INTERNAL_SERVER_ERROR)
             }
             (None, Some(Ok(())) | None) => {
                 tracing::error!(component = %self.grants.component, "the component ended without a response");
+                guest.set_outcome(Outcome::Failed);
                 status(StatusCode::INTERNAL_SERVER_ERROR)
             }
+        };
+        guest.set_status(response.status());
+        if let Some(timing) = self.server_timing(&guest) {
+            response.headers_mut().append(SERVER_TIMING, timing);
         }
+        response
+    }
+
+    /// Joins a guest's response with the guest, unless there is nothing more to come.
+    fn with_body(
+        &self,
+        response: http::Response<WasiBody>,
+        mut guest: Guest,
+        is_bodiless: bool,
+    ) -> http::Response<ResponseBody> {
+        let content_length = content_length(response.headers());
+        let length =
+            if is_bodiless { Some(0) } else { response.body().size_hint().exact().or(content_length) };
+        if length.is_some_and(|length| !self.allows_response(length)) {
+            guest.set_outcome(Outcome::ResponseSize);
+            return status(StatusCode::INTERNAL_SERVER_ERROR);
+        }
+        let (parts, body) = response.into_parts();
+        if guest.is_ended()
+            && let Some(length) = body.size_hint().exact()
+        {
+            // All of it is there, and nobody is left who could do anything about it.
+            if !is_bodiless {
+                guest.add_response_bytes(length);
+            }
+            return http::Response::from_parts(parts, ResponseBody::Finished(body));
+        }
+        let mut body = RunningBody::new(guest, body, content_length, self.tracker.clone());
+        if length == Some(0) {
+            body.detach();
+            return http::Response::from_parts(parts, ResponseBody::Empty);
+        }
+        http::Response::from_parts(parts, ResponseBody::Running(body))
+    }
+
+    fn server_timing(&self, guest: &Guest) -> Option<HeaderValue> {
+        if self.commons.settings.server_timing { guest.server_timing() } else { None }
     }
 
     /// Runs a guest to its end, under the time limit; logs what goes wrong.
-    async fn run(&self, request: http::Request<RequestBody>, reply: Reply) -> Result<(), GuestFailed> {
+    async fn run(&self, request: http::Request<RequestBody>, reply: &Reply) -> Result<(), GuestFailed> {
         let serve = self.entry.serve(self, request, reply.clone());
-        let result = match self.limits.request_timeout {
-            None => serve.await,
-            Some(limit) => match tokio::time::timeout(limit, serve).await {
-                Ok(result) => result,
-                Err(_) => Err(Failure::TimedOut(limit)),
-            },
+        let limit = self.limits.request_timeout;
+        let result = if limit == Duration::MAX {
+            serve.await
+        } else {
+            tokio::time::timeout(limit, serve).await.unwrap_or(Err(Failure::TimedOut(limit)))
         };
         result.map_err(|failure| {
-            failure.log(&self.grants.component);
+            let failure = failure.explain(reply.usage(), &self.limits.instance);
+            if !reply.is_abandoned() {
+                failure.log(&self.grants.component);
+            }
             failure.kind()
         })
     }

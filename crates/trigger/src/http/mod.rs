@@ -1,20 +1,27 @@
 //! The HTTP trigger.
 
+mod account;
 mod admission;
 mod app;
 mod apps;
 mod body;
+mod commons;
 mod component;
+mod compute;
 mod executor;
+mod guest;
 mod outcomes;
 mod reuse;
 mod server;
 mod shape;
+mod share;
 mod tls;
 
+pub use account::{Account, DEFAULT_WEIGHT, Outcome, Sums};
 pub use admission::AdmissionLimits;
 pub use app::{HttpApp, HttpAppBuilder};
 pub use apps::{Apps, Found, IDLE_SWEEP, OneApp, Refusal, host_name};
+pub use commons::{Commons, CommonsSettings};
 pub use component::{ComponentLimits, ComponentSpec};
 pub use outcomes::Outcomes;
 pub use server::{Server, ServerConfig};

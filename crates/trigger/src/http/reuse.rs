@@ -48,6 +48,7 @@ impl<P> ReusePool<P> {
     /// Keeps an instance that has just answered a request, if it may answer more.
     pub(super) fn put(&self, mut instance: Instance<P>) {
         instance.served_count += 1;
+        instance.store.data_mut().limiter.pause();
         if instance.served_count >= self.settings.max_requests {
             return;
         }
@@ -81,7 +82,7 @@ impl<P> ReusePool<P> {
 }
 
 /// A small number that tells this thread from others.
-fn thread_number() -> usize {
+pub(super) fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) };

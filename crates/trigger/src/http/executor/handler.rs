@@ -29,10 +29,11 @@ impl Entry {
         request: http::Request<RequestBody>,
         reply: Reply,
     ) -> Result<(), Failure> {
-        let mut instance = instance(self.reuse.as_ref(), component, request.extensions(), async |store| {
-            self.pre.instantiate_async(store).await
-        })
-        .await?;
+        let mut instance =
+            instance(self.reuse.as_ref(), component, request.extensions(), &reply, async |store| {
+                self.pre.instantiate_async(store).await
+            })
+            .await?;
         let (request, sent) = Request::from_http(instance.store.data_mut().http().hooks, request);
         let service = &instance.proxy;
         instance

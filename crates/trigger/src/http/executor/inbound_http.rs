@@ -66,10 +66,11 @@ impl Entry {
             params: Vec::new(),
             body: Some(body.to_vec()),
         };
-        let mut instance = instance::<InboundHttp>(None, component, &parts.extensions, async |store| {
-            self.pre.instantiate_async(store).await
-        })
-        .await?;
+        let mut instance =
+            instance::<InboundHttp>(None, component, &parts.extensions, &reply, async |store| {
+                self.pre.instantiate_async(store).await
+            })
+            .await?;
         let handler: &guest::Guest = instance.proxy.fermyon_spin_inbound_http();
         let response = handler.call_handle_request(&mut instance.store, &request).await?;
         reply.set(into_http(response).map_err(|message| format!("the response is invalid: {message}")));

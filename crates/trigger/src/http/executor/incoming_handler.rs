@@ -27,10 +27,11 @@ impl Entry {
         request: http::Request<RequestBody>,
         reply: Reply,
     ) -> Result<(), Failure> {
-        let mut instance = instance(self.reuse.as_ref(), component, request.extensions(), async |store| {
-            self.pre.instantiate_async(store).await
-        })
-        .await?;
+        let mut instance =
+            instance(self.reuse.as_ref(), component, request.extensions(), &reply, async |store| {
+                self.pre.instantiate_async(store).await
+            })
+            .await?;
         let store = &mut instance.store;
         let scheme = match request.uri().scheme() {
             Some(scheme) if *scheme == uri::Scheme::HTTPS => Scheme::Https,

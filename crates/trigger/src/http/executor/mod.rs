@@ -5,13 +5,17 @@ mod inbound_http;
 mod incoming_handler;
 mod wagi;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use wasmtime::{
     PoolConcurrencyLimitError, Store,
     component::{Linker, types::ComponentItem},
 };
 use wisp_capability::{Host, outbound_http::LocalDepth};
+use wisp_engine::{InstanceLimits, Usage};
 use wisp_manifest::model::{Executor, Reuse};
 
 use super::{
@@ -42,6 +46,14 @@ pub(super) enum Failure {
     Busy,
     /// It ran out of time.
     TimedOut(Duration),
+    /// It used up its CPU time.
+    CpuTime(Duration),
+    /// It trapped after it was refused memory beyond its limit.
+    Memory(usize, wasmtime::Error),
+    /// It trapped after it was refused table elements beyond its limit.
+    Tables(usize, wasmtime::Error),
+    /// Its response is larger than this many bytes.
+    ResponseSize(u64),
 }
 
 impl From<wasmtime::Error> for Failure {
@@ -53,24 +65,79 @@ impl From<wasmtime::Error> for Failure {
 impl Failure {
     pub(super) fn kind(&self) -> GuestFailed {
         match self {
-            Self::Trapped(_) => GuestFailed::Trapped,
+            Self::Trapped(_) => GuestFailed::Failed,
             Self::Busy => GuestFailed::Busy,
             Self::TimedOut(_) => GuestFailed::TimedOut,
+            Self::CpuTime(_) => GuestFailed::CpuTime,
+            Self::Memory(..) | Self::Tables(..) => GuestFailed::Memory,
+            Self::ResponseSize(_) => GuestFailed::ResponseSize,
         }
     }
 
+    /// A guest that is refused memory traps in a way of its own: says why.
+    pub(super) fn explain(self, usage: &Usage, limits: &InstanceLimits) -> Self {
+        match self {
+            Self::Trapped(error) if usage.memory_refused() => Self::Memory(limits.memory_bytes, error),
+            Self::Trapped(error) if usage.table_refused() => Self::Tables(limits.table_elements_count, error),
+            other => other,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Trapped(_) => "WISP-E0410",
+            Self::Busy => "WISP-E0411",
+            Self::TimedOut(_) => "WISP-E0412",
+            Self::CpuTime(_) => "WISP-E0415",
+            Self::Memory(..) => "WISP-E0416",
+            Self::Tables(..) => "WISP-E0417",
+            Self::ResponseSize(_) => "WISP-E0418",
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Trapped(_) | Self::Busy => return None,
+            Self::TimedOut(_) => "raise `request_timeout` in the component's limits, or answer sooner",
+            Self::CpuTime(_) => "raise `cpu_time` in the component's limits, or compute less",
+            Self::Memory(..) => "raise `memory_bytes` in the component's limits, or use less memory",
+            Self::Tables(..) => "raise `table_elements` in the component's limits",
+            Self::ResponseSize(_) => "raise `response_body_bytes` in the component's limits, or send less",
+        })
+    }
+
     pub(super) fn log(&self, component: &Arc<str>) {
+        let code = self.code();
+        let hint = self.hint();
         match self {
             // The debug form carries the guest's backtrace, one frame a line.
             Self::Trapped(error) => {
-                tracing::error!(%component, code = "WISP-E0410", "the component trapped: {error:?}");
+                tracing::error!(%component, code, "the component trapped: {error:?}");
             }
-            Self::Busy => tracing::warn!(%component, code = "WISP-E0411", "no instance was free"),
+            Self::Busy => tracing::warn!(%component, code, "no instance was free"),
             Self::TimedOut(limit) => {
                 tracing::error!(
-                    %component, code = "WISP-E0412",
+                    %component, code, hint,
                     "the component was ended after its request timeout of {limit:?}"
                 );
+            }
+            Self::CpuTime(limit) => {
+                tracing::error!(%component, code, hint, "the component was ended after {limit:?} of CPU time");
+            }
+            Self::Memory(limit, error) => {
+                tracing::error!(
+                    %component, code, hint,
+                    "the component trapped after it was refused memory beyond {limit} bytes: {error:?}"
+                );
+            }
+            Self::Tables(limit, error) => {
+                tracing::error!(
+                    %component, code, hint,
+                    "the component trapped after it was refused more than {limit} table elements: {error:?}"
+                );
+            }
+            Self::ResponseSize(limit) => {
+                tracing::error!(%component, code, hint, "the response is larger than {limit} bytes");
             }
         }
     }
@@ -187,19 +254,24 @@ async fn instance<P>(
     pool: Option<&ReusePool<P>>,
     component: &Component,
     request: &http::Extensions,
+    reply: &Reply,
     instantiate: impl AsyncFnOnce(&mut Store<Host>) -> wasmtime::Result<P>,
 ) -> wasmtime::Result<Instance<P>> {
     let depth = request.get::<LocalDepth>().copied();
     if let Some(mut instance) = pool.and_then(ReusePool::take) {
         instance.store.set_epoch_deadline(1);
-        instance.store.data_mut().set_local_depth(depth.unwrap_or_default());
+        let host = instance.store.data_mut();
+        host.limiter.begin(Some(reply.ledger()));
+        host.set_local_depth(depth.unwrap_or_default());
         return Ok(instance);
     }
+    let start = Instant::now();
     let mut host = Host::new(component.grants.clone());
     if let Some(depth) = depth {
         host.set_local_depth(depth);
     }
-    let mut store = component.store(host);
+    let mut store = component.store(host, reply);
     let proxy = component.instantiate(instantiate(&mut store)).await?;
+    reply.usage().set_instantiate(start.elapsed());
     Ok(Instance { store, proxy, served_count: 0 })
 }

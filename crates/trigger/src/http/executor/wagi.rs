@@ -3,6 +3,8 @@
 //! The request is in environment variables, arguments and standard input; the
 //! response is what the command prints: header lines, an empty line, the body.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request};
 use http_body_util::{BodyExt as _, Limited};
@@ -61,8 +63,10 @@ impl Entry {
         if let Some(depth) = parts.extensions.get::<LocalDepth>() {
             host.set_local_depth(*depth);
         }
-        let mut store = component.store(host);
+        let start = Instant::now();
+        let mut store = component.store(host, &reply);
         let command = component.instantiate(self.pre.instantiate_async(&mut store)).await?;
+        reply.usage().set_instantiate(start.elapsed());
         match command.wasi_cli_run().call_run(&mut store).await {
             Ok(Ok(())) => {}
             Ok(Err(())) => tracing::warn!(component = %component.grants.component, "the command failed"),

@@ -1,0 +1,346 @@
+//! The compute lane: where guests run that need more than a moment.
+//!
+//! A worker thread has connections to serve; a guest that computes there makes
+//! all of them wait. So a guest that used up its first slice is moved to *compute
+//! threads*, one per core and of lower priority than workers: the kernel takes
+//! the core away from them as soon as a worker has something to do. The connection's
+//! task stays where it is and waits for the response.
+//!
+//! # Fairness
+//!
+//! The lane runs one slice at a time, of the app with the lowest *virtual time*:
+//! the CPU time that it had, over its weight. An app that comes back from a pause
+//! starts at the time of those that are there: it neither has credit nor debt. So
+//! an app with a thousand computing requests gets the same as an app with one, and
+//! a request of an app that computes little waits for one slice at most. Requests
+//! of one app take turns.
+//!
+//! # Life of a task
+//!
+//! [`Task`] is a guest on the lane. It is *idle* while it waits for a host call,
+//! *queued* when it could run, *running* during a slice. Whoever wakes it puts it
+//! into the queue. Host calls and timers belong to the runtime of the worker that
+//! the guest came from, which is entered for each slice. When the client goes away,
+//! the guest is dropped at once, or after the slice it is in.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::runtime::Handle;
+use wisp_engine::{Pulse, SLICE, Slice};
+
+use super::{
+    account::Account,
+    body::{GuestFailed, GuestFuture, Reply},
+};
+
+/// Priority of compute threads (`nice`, 0 is a worker's, 19 the least): low enough
+/// that a worker that wakes gets the core at once, not so low that a node whose
+/// workers are busy stops computing.
+const NICE: i32 = 15;
+
+/// The lane's queue and who waits for it.
+pub(super) struct ComputeLane {
+    queue: Mutex<Queue>,
+    /// Told when there is work, or none will come any more.
+    news: Condvar,
+    pulse: Pulse,
+    /// What times of tasks are counted from.
+    start: Instant,
+}
+
+#[derive(Default)]
+struct Queue {
+    ready: HashMap<u64, AppQueue>,
+    /// Virtual time and number of apps in `ready`.
+    order: BTreeSet<(u64, u64)>,
+    /// Virtual time of the app that had its turn last.
+    now_ns: u64,
+    is_closed: bool,
+}
+
+/// Tasks of one app that could run; never empty.
+struct AppQueue {
+    account: Arc<Account>,
+    virtual_ns: u64,
+    tasks: VecDeque<Arc<Task>>,
+}
+
+/// The threads of a lane; they end when this is dropped.
+pub(super) struct ComputeThreads {
+    lane: Arc<ComputeLane>,
+}
+
+/// A guest on the lane.
+pub(super) struct Task {
+    lane: Arc<ComputeLane>,
+    reply: Reply,
+    runtime: Handle,
+    state: AtomicU8,
+    is_cancelled: AtomicBool,
+    /// When it came into the queue, in nanoseconds of the lane.
+    queued_ns: AtomicU64,
+    guest: Mutex<TaskState>,
+}
+
+struct TaskState {
+    /// `None` when the guest has ended.
+    guest: Option<GuestFuture>,
+    outcome: Option<Result<(), GuestFailed>>,
+}
+
+/// Waits to be woken.
+const IDLE: u8 = 0;
+/// In the queue.
+const QUEUED: u8 = 1;
+/// In a slice.
+const RUNNING: u8 = 2;
+/// In a slice, and woken during it.
+const WOKEN: u8 = 3;
+
+impl ComputeThreads {
+    /// Starts the threads.
+    pub(super) fn start(count: usize, pulse: Pulse) -> std::io::Result<Self> {
+        let lane = Arc::new(ComputeLane {
+            queue: Mutex::default(),
+            news: Condvar::new(),
+            pulse,
+            start: Instant::now(),
+        });
+        let threads = Self { lane };
+        for number in 0..count {
+            let lane = threads.lane.clone();
+            thread::Builder::new().name(format!("wisp-compute-{number}")).spawn(move || {
+                // In Linux this concerns the calling thread. Without it the lane
+                // still shares fairly, and workers wait a little longer.
+                if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                    tracing::debug!("the priority of a compute thread cannot be lowered: {error}");
+                }
+                lane.work();
+            })?;
+        }
+        Ok(threads)
+    }
+
+    pub(super) fn lane(&self) -> &Arc<ComputeLane> {
+        &self.lane
+    }
+}
+
+impl Drop for ComputeThreads {
+    fn drop(&mut self) {
+        let mut queue = self.lane.queue();
+        queue.is_closed = true;
+        let left = std::mem::take(&mut queue.ready);
+        drop(queue);
+        // Tasks may hold the last reference to what holds this.
+        drop(left);
+        self.lane.news.notify_all();
+    }
+}
+
+impl ComputeLane {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many guests could run but have to wait for their turn.
+    pub(super) fn queued_count(&self) -> usize {
+        self.queue().ready.values().map(|app| app.tasks.len()).sum()
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn push(&self, task: Arc<Task>) {
+        task.queued_ns.store(self.now_ns(), Ordering::Relaxed);
+        self.queue().push(task);
+        self.news.notify_one();
+    }
+
+    /// One compute thread.
+    fn work(&self) {
+        let mut queue = self.queue();
+        loop {
+            let Some((task, charged_ns)) = queue.pop() else {
+                if queue.is_closed {
+                    return;
+                }
+                queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(queue);
+            let account = task.reply.component().account.clone();
+            let cpu_ns = task.run();
+            drop(task);
+            queue = self.queue();
+            queue.correct(&account, charged_ns, account.virtual_ns_of(cpu_ns));
+        }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, task: Arc<Task>) {
+        if self.is_closed {
+            return;
+        }
+        let account = &task.reply.component().account;
+        let number = account.number;
+        if let Some(app) = self.ready.get_mut(&number) {
+            app.tasks.push_back(task);
+            return;
+        }
+        let virtual_ns = account.virtual_ns.load(Ordering::Relaxed).max(self.now_ns);
+        account.virtual_ns.store(virtual_ns, Ordering::Relaxed);
+        self.order.insert((virtual_ns, number));
+        let account = account.clone();
+        self.ready.insert(number, AppQueue { account, virtual_ns, tasks: VecDeque::from([task]) });
+    }
+
+    /// Takes the task whose turn it is, and charges its app a slice in advance: other
+    /// threads look for their next task before this one has run.
+    fn pop(&mut self) -> Option<(Arc<Task>, u64)> {
+        let (virtual_ns, number) = self.order.pop_first()?;
+        let app = self.ready.get_mut(&number)?;
+        self.now_ns = self.now_ns.max(virtual_ns);
+        let task = app.tasks.pop_front()?;
+        let slice_ns = u64::try_from(SLICE.as_nanos()).unwrap_or(u64::MAX);
+        let charged_ns = app.account.virtual_ns_of(slice_ns);
+        app.virtual_ns = virtual_ns.saturating_add(charged_ns);
+        app.account.virtual_ns.store(app.virtual_ns, Ordering::Relaxed);
+        if app.tasks.is_empty() {
+            self.ready.remove(&number);
+        } else {
+            self.order.insert((app.virtual_ns, number));
+        }
+        Some((task, charged_ns))
+    }
+
+    /// Replaces what was charged in advance by what was used.
+    fn correct(&mut self, account: &Account, charged_ns: u64, used_ns: u64) {
+        let corrected =
+            account.virtual_ns.load(Ordering::Relaxed).saturating_sub(charged_ns).saturating_add(used_ns);
+        account.virtual_ns.store(corrected, Ordering::Relaxed);
+        if let Some(app) = self.ready.get_mut(&account.number) {
+            self.order.remove(&(app.virtual_ns, account.number));
+            app.virtual_ns = corrected;
+            self.order.insert((corrected, account.number));
+        }
+    }
+}
+
+impl Task {
+    /// Puts a guest on the lane, in the context of the runtime that it came from.
+    pub(super) fn start(lane: &Arc<ComputeLane>, reply: &Reply, guest: GuestFuture) -> Arc<Self> {
+        let task = Arc::new(Self {
+            lane: lane.clone(),
+            reply: reply.clone(),
+            runtime: Handle::current(),
+            state: AtomicU8::new(QUEUED),
+            is_cancelled: AtomicBool::new(false),
+            queued_ns: AtomicU64::new(0),
+            guest: Mutex::new(TaskState { guest: Some(guest), outcome: None }),
+        });
+        lane.push(task.clone());
+        task
+    }
+
+    fn guest(&self) -> MutexGuard<'_, TaskState> {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the guest ended, if it has. Whoever asks has left its waker in the reply.
+    pub(super) fn outcome(&self) -> Option<Result<(), GuestFailed>> {
+        // A slice holds the lock for as long as it takes, and ends with a wake if
+        // the guest has ended.
+        match self.guest.try_lock() {
+            Ok(mut state) => state.outcome.take(),
+            Err(_) => None,
+        }
+    }
+
+    /// Drops the guest: nobody waits for it any more.
+    pub(super) fn cancel(&self) {
+        self.reply.abandon();
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        // If it is in a slice, it is dropped right after it.
+        if let Ok(mut state) = self.guest.try_lock() {
+            let guest = state.guest.take();
+            drop(state);
+            drop(guest);
+        }
+    }
+
+    /// Runs one slice; gives the CPU time it took.
+    fn run(self: &Arc<Self>) -> u64 {
+        let mut state = self.guest();
+        self.state.store(RUNNING, Ordering::SeqCst);
+        let Some(guest) = &mut state.guest else { return 0 };
+        let usage = self.reply.usage();
+        let waited_ns = self.lane.now_ns().saturating_sub(self.queued_ns.load(Ordering::Relaxed));
+        usage.add_queue(Duration::from_nanos(waited_ns));
+        let waker = Waker::from(self.clone());
+        let runtime = self.runtime.enter();
+        self.lane.pulse.beat();
+        let slice = Slice::begin();
+        // A panic would take this thread away from all apps.
+        let polled = catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(&mut Context::from_waker(&waker))));
+        let (cpu_ns, _) = slice.end();
+        let used_ns = usage.add_cpu_ns(cpu_ns);
+        self.reply.component().count_cpu(cpu_ns);
+        let outcome = match polled {
+            Ok(Poll::Ready(outcome)) => Some(outcome),
+            Ok(Poll::Pending) => self.reply.component().check_cpu(used_ns).err().map(Err),
+            Err(_panic) => Some(Err(GuestFailed::Failed)),
+        };
+        if outcome.is_some() || self.is_cancelled.load(Ordering::SeqCst) {
+            // Within the runtime: what the guest held may want to say goodbye.
+            let guest = state.guest.take();
+            drop(catch_unwind(AssertUnwindSafe(|| drop(guest))));
+            state.outcome = outcome;
+            drop(runtime);
+            drop(state);
+            self.reply.wake();
+            return cpu_ns;
+        }
+        drop(runtime);
+        drop(state);
+        if self.is_cancelled.load(Ordering::SeqCst) {
+            // Cancelled between the look above and the end of the lock.
+            self.cancel();
+            return cpu_ns;
+        }
+        if self.state.compare_exchange(RUNNING, IDLE, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            self.state.store(QUEUED, Ordering::SeqCst);
+            self.lane.push(self.clone());
+        }
+        cpu_ns
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let next = |state| match state {
+            IDLE => Some(QUEUED),
+            RUNNING => Some(WOKEN),
+            _ => None,
+        };
+        if self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next) == Ok(IDLE) {
+            self.lane.push(self.clone());
+        }
+    }
+}
