@@ -62,6 +62,8 @@ pub(crate) enum Kind {
     Wisp {
         /// Whether an instance serves more than one request.
         reused: bool,
+        /// Without accounting, limits and fairness.
+        unaccounted: bool,
     },
     /// `wasmtime serve`.
     Wasmtime {
@@ -183,8 +185,10 @@ impl Kind {
     fn key(self) -> &'static str {
         match self {
             Self::Native => "native",
-            Self::Wisp { reused: false } => "wisp_fresh",
-            Self::Wisp { reused: true } => "wisp_reused",
+            Self::Wisp { reused: false, unaccounted: false } => "wisp_fresh",
+            Self::Wisp { reused: true, unaccounted: false } => "wisp_reused",
+            Self::Wisp { reused: false, unaccounted: true } => "wisp_unaccounted_fresh",
+            Self::Wisp { reused: true, unaccounted: true } => "wisp_unaccounted_reused",
             Self::Wasmtime { tuned: false, reused: false } => "wasmtime_serve_fresh",
             Self::Wasmtime { tuned: true, reused: false } => "wasmtime_serve_tuned_fresh",
             Self::Wasmtime { tuned: false, reused: true } => "wasmtime_serve_reused",
@@ -196,8 +200,10 @@ impl Kind {
     fn title(self) -> &'static str {
         match self {
             Self::Native => "native hyper, no guest",
-            Self::Wisp { reused: false } => "`wisp up`, fresh",
-            Self::Wisp { reused: true } => "`wisp up`, reused",
+            Self::Wisp { reused: false, unaccounted: false } => "`wisp up`, fresh",
+            Self::Wisp { reused: true, unaccounted: false } => "`wisp up`, reused",
+            Self::Wisp { reused: false, unaccounted: true } => "`wisp up`, unaccounted, fresh",
+            Self::Wisp { reused: true, unaccounted: true } => "`wisp up`, unaccounted, reused",
             Self::Wasmtime { tuned: false, reused: false } => "`wasmtime serve`, fresh",
             Self::Wasmtime { tuned: true, reused: false } => "`wasmtime serve`, tuned, fresh",
             Self::Wasmtime { tuned: false, reused: true } => "`wasmtime serve`, reused",
@@ -257,7 +263,7 @@ impl Stage {
             for &kind in kinds {
                 match kind {
                     Kind::Native => {}
-                    Kind::Wisp { reused } => {
+                    Kind::Wisp { reused, .. } => {
                         stage.wisp = sources.wisp()?;
                         stage.write_manifest(Contestant { guest: *guest, kind }, file, reused)?;
                     }
@@ -301,9 +307,13 @@ impl Stage {
                     std::env::current_exe().map_err(Error::io("cannot find this program's file"))?;
                 (program, own(&["native", "--body", BODY]))
             }
-            Kind::Wisp { .. } => {
+            Kind::Wisp { unaccounted, .. } => {
                 let folder = self.app_folder(contestant).display().to_string();
-                (self.wisp.clone(), own(&["up", "--from", folder.as_str(), "--listen", "127.0.0.1:0"]))
+                let mut arguments = ["up", "--from", folder.as_str(), "--listen", "127.0.0.1:0"].to_vec();
+                if unaccounted {
+                    arguments.push("--no-accounting");
+                }
+                (self.wisp.clone(), own(&arguments))
             }
             Kind::Wasmtime { tuned, reused } => {
                 let compiled = self
@@ -518,7 +528,8 @@ mod tests {
     use super::*;
 
     fn groups() -> Groups {
-        let kinds = || vec![Kind::Native, Kind::Wisp { reused: false }, Kind::Wisp { reused: true }];
+        let wisp = |reused| Kind::Wisp { reused, unaccounted: false };
+        let kinds = || vec![Kind::Native, wisp(false), wisp(true)];
         vec![(Guest::RustP2, kinds()), (Guest::RustP3, kinds())]
     }
 
@@ -535,7 +546,8 @@ mod tests {
 
     #[test]
     fn native_goes_with_every_guest_that_is_measured() {
-        let expected = vec![(Guest::RustP3, vec![Kind::Native, Kind::Wisp { reused: false }])];
+        let expected =
+            vec![(Guest::RustP3, vec![Kind::Native, Kind::Wisp { reused: false, unaccounted: false }])];
         assert_eq!(terms("rust_p3/wisp_fresh").wanted(groups()), expected);
         assert_eq!(terms("wisp").wanted(groups()), groups());
         assert!(terms("nothing").wanted(groups()).is_empty());

@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
 
 /// The ways of serving each guest, in the order of the tables.
 fn groups() -> Groups {
-    let wisp = Kind::Wisp { reused: false };
+    let wisp = Kind::Wisp { reused: false, unaccounted: false };
     let wasmtime = |tuned| Kind::Wasmtime { tuned, reused: false };
     let shared = SHARED.map(|guest| (guest, vec![Kind::Native, wisp, wasmtime(false), wasmtime(true)]));
     let ours = OURS.map(|guest| (guest, vec![Kind::Native, wisp]));
@@ -72,7 +72,7 @@ fn groups() -> Groups {
 
 /// The figures by name.
 fn ratios(results: &Results) -> BTreeMap<String, f64> {
-    let fresh = Kind::Wisp { reused: false };
+    let fresh = Kind::Wisp { reused: false, unaccounted: false };
     let mut figures = BTreeMap::new();
     for guest in SHARED {
         for (peer, tuned) in [("wasmtime_serve", false), ("wasmtime_serve_tuned", true)] {
