@@ -1,7 +1,6 @@
 //! The `density` bench: a hundred thousand apps in one process.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -197,11 +196,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
 /// What a server without apps holds.
 fn empty(wisp: &Path) -> Result<Holding, Error> {
     let folder = TempDir::new().map_err(Error::io("cannot make a temporary folder"))?;
-    let (apps, images) = (folder.path().join("apps"), folder.path().join("images"));
-    for folder in [&apps, &images] {
-        fs::create_dir_all(folder).map_err(Error::writing(folder))?;
-    }
-    Setting { wisp: wisp.to_owned(), apps, images, flags: Vec::new() }.start()?.holding()
+    Setting::empty(wisp, folder.path())?.start()?.holding()
 }
 
 /// Asks each app once, one after the other, and times their first bytes.

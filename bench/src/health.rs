@@ -1,10 +1,10 @@
 //! The `health` bench: what it costs to know how a hundred thousand apps are.
 
 use std::collections::BTreeMap;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tempfile::TempDir;
 
 use crate::cpu;
 use crate::error::Error;
@@ -77,15 +77,17 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         let cpu_ms = node.cpu()?.since(&before).total_ns as f64 / 1e6;
         sweeps.push(Sweep { cpu_ms, elapsed_ms, response_bytes });
     }
-    let (before, start) = (node.cpu()?, Instant::now());
-    // Not to wait for something, but to do nothing.
-    thread::sleep(Duration::from_secs_f64(options.idle_seconds));
-    let idle = node.cpu()?.since(&before).total_ns as f64 / 1e9 / start.elapsed().as_secs_f64();
+    let idle_time = Duration::from_secs_f64(options.idle_seconds);
+    let idle = node.idle_core_share(idle_time)?;
+    drop(node);
+    let folder = TempDir::new().map_err(Error::io("cannot make a temporary folder"))?;
+    let idle_empty = Setting::empty(&wisp, folder.path())?.start()?.idle_core_share(idle_time)?;
     let median = report::median(sweeps.iter().map(|sweep| sweep.cpu_ms).collect()).unwrap_or(0.0);
     let figures = Figures {
         figures: BTreeMap::from([
             ("sweep_cpu_ms".to_owned(), report::rounded(median)),
             ("continuous_core_share".to_owned(), idle),
+            ("continuous_core_share_without_apps".to_owned(), idle_empty),
         ]),
         sweeps,
         apps: options.count,

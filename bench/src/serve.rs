@@ -1,5 +1,6 @@
 //! `wisp serve`: many apps in one process, and its operator's listener.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -79,6 +80,18 @@ impl Setting {
     /// How to serve a fleet.
     pub(crate) fn of(wisp: &Path, fleet: &Fleet) -> Self {
         Self { wisp: wisp.to_owned(), apps: fleet.apps(), images: fleet.images(), flags: Vec::new() }
+    }
+
+    /// How to serve no app at all, from below an empty folder.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn empty(wisp: &Path, folder: &Path) -> Result<Self, Error> {
+        let (apps, images) = (folder.join("apps"), folder.join("images"));
+        for folder in [&apps, &images] {
+            fs::create_dir_all(folder).map_err(Error::writing(folder))?;
+        }
+        Ok(Self { wisp: wisp.to_owned(), apps, images, flags: Vec::new() })
     }
 
     /// Starts the server and waits until it serves.
@@ -166,6 +179,17 @@ impl Node {
     /// What its process has used so far.
     pub(crate) fn cpu(&self) -> Result<cpu::Sample, Error> {
         cpu::Sample::of(self.pid())
+    }
+
+    /// The share of a core that it uses while nothing is asked of it.
+    ///
+    /// # Errors
+    /// If its process has ended.
+    pub(crate) fn idle_core_share(&self, duration: Duration) -> Result<f64, Error> {
+        let (before, start) = (self.cpu()?, Instant::now());
+        // Not to wait for something, but to do nothing.
+        thread::sleep(duration);
+        Ok(self.cpu()?.since(&before).total_ns as f64 / 1e9 / start.elapsed().as_secs_f64())
     }
 
     /// The health of all apps, as it came.
