@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::Error;
 use crate::guest::Guest;
@@ -26,6 +27,9 @@ const DIGITS_COUNT: usize = 10;
 const SECTION: &str = "bench-number";
 /// The id of a custom section, in modules and in components.
 const CUSTOM_SECTION: u8 = 0;
+/// Files in a folder of images that may be there beside one for each app: images of
+/// other apps that were served with the fleet, lists of the image store.
+const OTHER_FILES_COUNT: usize = 16;
 /// How often the making of a fleet reports progress, in apps.
 const REPORT_COUNT: usize = 20_000;
 
@@ -89,12 +93,38 @@ impl Fleet {
         Expected { status: 200, body: body(self.guest, number) }
     }
 
+    /// Removes images that were there before `since`, if there are more than the apps
+    /// need: an engine that was built anew compiles all of them once more.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn remove_old_images(&self, since: SystemTime) -> Result<(), Error> {
+        let mut images = Vec::new();
+        files(&self.images(), &mut images)?;
+        if images.len() <= self.count + OTHER_FILES_COUNT {
+            return Ok(());
+        }
+        for path in images {
+            let modified = fs::metadata(&path).and_then(|facts| facts.modified());
+            if modified.map_err(Error::reading(&path))? < since {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads every compiled image, so that all of them are in the page cache.
     ///
     /// # Errors
     /// If one cannot be read.
     pub(crate) fn warm_page_cache(&self) -> Result<(), Error> {
-        read_all(&self.images())
+        let mut images = Vec::new();
+        files(&self.images(), &mut images)?;
+        for path in images {
+            let mut file = fs::File::open(&path).map_err(Error::reading(&path))?;
+            io::copy(&mut file, &mut io::sink()).map_err(Error::reading(&path))?;
+        }
+        Ok(())
     }
 }
 
@@ -190,15 +220,14 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Reads every file below a folder to its end.
-fn read_all(folder: &Path) -> Result<(), Error> {
+/// Adds every file below a folder.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), Error> {
     for entry in fs::read_dir(folder).map_err(Error::reading(folder))? {
         let path = entry.map_err(Error::reading(folder))?.path();
         if path.is_dir() {
-            read_all(&path)?;
+            files(&path, found)?;
         } else {
-            let mut file = fs::File::open(&path).map_err(Error::reading(&path))?;
-            io::copy(&mut file, &mut io::sink()).map_err(Error::reading(&path))?;
+            found.push(path);
         }
     }
     Ok(())
@@ -251,5 +280,21 @@ mod tests {
         assert!(!beside.exists());
         assert!(remove(&link).is_ok() && remove(&link).is_ok());
         assert!(folder.path().join("b/spin.toml").exists());
+    }
+
+    #[test]
+    fn images_of_another_engine_go_once_there_are_too_many() {
+        let folder = tempfile::tempdir().unwrap_or_else(|error| unreachable!("{error}"));
+        let fleet = Fleet { folder: folder.path().to_owned(), guest: Guest::Tiny, count: 2 };
+        let images = fleet.images();
+        assert!(fs::create_dir(&images).is_ok());
+        let put = |count: usize| {
+            (0..count).all(|index| fs::write(images.join(format!("{count}-{index}")), b"").is_ok())
+        };
+        let count = || fs::read_dir(fleet.images()).map(Iterator::count).unwrap_or(0);
+        assert!(put(2) && put(OTHER_FILES_COUNT));
+        let later = SystemTime::now() + std::time::Duration::from_secs(60);
+        assert!(fleet.remove_old_images(later).is_ok() && count() == 2 + OTHER_FILES_COUNT);
+        assert!(put(1) && fleet.remove_old_images(later).is_ok() && count() == 0);
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -128,6 +128,7 @@ impl Setting {
     /// If it does not serve, or does not get on with compiling.
     pub(crate) fn compile(&self, fleet: &Fleet) -> Result<(), Error> {
         progress(&format!("seeing to it that {} apps are compiled", fleet.count()));
+        let began = SystemTime::now();
         let node = self.start()?;
         let is_done = AtomicBool::new(false);
         let next = AtomicUsize::new(fleet.count());
@@ -151,7 +152,8 @@ impl Setting {
             let result = node.wait_until_prepared(fleet.count());
             is_done.store(true, Ordering::Relaxed);
             result
-        })
+        })?;
+        fleet.remove_old_images(began)
     }
 }
 
