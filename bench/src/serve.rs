@@ -54,6 +54,8 @@ pub(crate) struct Node {
 pub(crate) struct Health {
     /// How many apps are how.
     pub(crate) counts: Counts,
+    /// Compiled images.
+    pub(crate) images: Images,
     /// What is wrong with which app.
     unhealthy: Vec<Problem>,
 }
@@ -66,6 +68,13 @@ pub(crate) struct Counts {
     /// Those that are compiled, verified and linked.
     pub(crate) prepared: usize,
     /// Those that are mapped.
+    pub(crate) mapped: usize,
+}
+
+/// Compiled images in memory.
+#[derive(Deserialize)]
+pub(crate) struct Images {
+    /// How many are mapped.
     pub(crate) mapped: usize,
 }
 
@@ -213,7 +222,7 @@ impl Node {
     pub(crate) fn wait_until_prepared(&self, count: usize) -> Result<(), Error> {
         let (mut last, mut changed, mut reported) = (0, Instant::now(), Instant::now());
         loop {
-            let Health { counts, unhealthy } = self.health()?;
+            let Health { counts, unhealthy, .. } = self.health()?;
             if let Some(Problem { host, reason }) = unhealthy.first() {
                 return Err(Error::Answer { name: host.clone(), cause: reason.clone() });
             }
