@@ -46,6 +46,7 @@ mod digest;
 mod epoch;
 mod error;
 mod file_identity;
+mod heap;
 mod image_store;
 mod images;
 mod limiter;

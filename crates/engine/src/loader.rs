@@ -19,6 +19,7 @@ use wasmtime::component::Component;
 use crate::{
     Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse,
     epoch::EpochTicker,
+    heap,
     image_store::{Image, Mapped},
     images::MappedImages,
     memory::{MemoryImage, MemoryPools, snapshot},
@@ -131,6 +132,7 @@ impl Engine {
             Some(image) => image,
             None => {
                 let flavor = images.verified_flavor(&digest)?;
+                heap::make_room();
                 let mapped = images.load_verified(&digest, self.wasmtime(flavor), flavor)?;
                 self.insert(mapped, flavor, digest)
             }

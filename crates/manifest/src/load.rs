@@ -21,6 +21,9 @@ use crate::v1;
 /// components with a page of text each. It bounds all that is in them.
 pub const MAX_TEXT_BYTES: u64 = 1024 * 1024;
 
+/// More than most manifests have.
+const USUAL_TEXT_BYTES: usize = 8 * 1024;
+
 /// The name of a manifest in a directory.
 pub const MANIFEST_FILE_NAME: &str = "spin.toml";
 
@@ -53,13 +56,19 @@ impl App {
     /// # Errors
     /// Everything that is wrong with it, or that it cannot be read.
     pub fn read(path: &Path, profile: Option<&str>) -> Result<Checked<Self>, Diagnostics> {
-        let path = match path.is_dir() {
-            true => path.join(MANIFEST_FILE_NAME),
-            false => path.to_owned(),
-        };
-        let hint = "name a manifest or its directory, or change into it";
-        let text = read_text(&path, hint)?;
-        Self::parse(&path, &text, profile)
+        match path.is_dir() {
+            true => Self::read_file(&path.join(MANIFEST_FILE_NAME), profile),
+            false => Self::read_file(path, profile),
+        }
+    }
+
+    /// Reads a manifest from a file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, or that it cannot be read.
+    pub fn read_file(path: &Path, profile: Option<&str>) -> Result<Checked<Self>, Diagnostics> {
+        let text = read_text(path, "name a manifest or its directory, or change into it")?;
+        Self::parse(path, &text, profile)
     }
 
     /// The app that consists of one component, which answers all requests and
@@ -144,7 +153,8 @@ pub(crate) fn read_text(path: &Path, missing_hint: &str) -> Result<String, Diagn
         _ => refused(error.to_string(), None),
     };
     let file = std::fs::File::open(path).map_err(unreadable)?;
-    let mut bytes = Vec::new();
+    // Read in one step, as nearly all are shorter.
+    let mut bytes = Vec::with_capacity(USUAL_TEXT_BYTES);
     file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".to_owned(), None))
 }

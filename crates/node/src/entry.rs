@@ -57,7 +57,7 @@ pub(crate) struct EntryState {
     pub(crate) flight: Option<Arc<Flight>>,
     /// The version before the current one, to go back to.
     pub(crate) previous: Option<Arc<Version>>,
-    /// Stores in memory, which outlive every version.
+    /// Its stores and databases, which outlive every version.
     pub(crate) kept_state: Option<Arc<AppState>>,
     /// The folder of the version that an operator left by rolling back.
     pub(crate) left: Option<Box<Path>>,

@@ -14,22 +14,25 @@ use std::{
 };
 
 use tokio::sync::Notify;
-use wisp_engine::MappedTotals;
 
 use crate::{
-    Budget, Node,
+    Budget, Node, Runtime,
     entry::{Entry, Fact},
 };
 
 /// Apps unmapped before others on the control thread have their turn.
 const EVICTIONS_AT_ONCE_COUNT: usize = 32;
 
+/// How many images the open stores and databases of an app count for: that many
+/// descriptors, and about as much memory.
+const STATE_IMAGES_COUNT: u64 = 8;
+
 /// The line of what is mapped.
 pub(crate) struct Mapped {
     budget: Budget,
     line: Mutex<VecDeque<Standing>>,
     /// There is less room than there should be.
-    is_tight: Notify,
+    is_tight: Arc<Notify>,
 }
 
 /// A place in the line, and when the app was last used when it was put there.
@@ -40,7 +43,7 @@ struct Standing {
 
 impl Mapped {
     pub(crate) fn new(budget: Budget) -> Self {
-        Self { budget, line: Mutex::default(), is_tight: Notify::new() }
+        Self { budget, line: Mutex::default(), is_tight: Arc::default() }
     }
 
     pub(crate) fn budget(&self) -> Budget {
@@ -51,7 +54,8 @@ impl Mapped {
     pub(crate) fn add(&self, entry: &Arc<Entry>, now_s: u32) {
         entry.touch(now_s);
         let mut line = self.line();
-        if !entry.has(Fact::Listed) {
+        // Whoever removes it takes it out of line after it was marked.
+        if !entry.has(Fact::Listed) && !entry.is_removed() {
             entry.set(Fact::Listed, true);
             // Used now: it is not the next to go.
             line.push_back(Standing { entry: entry.clone(), used_s: now_s.saturating_sub(1) });
@@ -95,8 +99,11 @@ impl Mapped {
 }
 
 impl Budget {
-    fn is_exceeded(&self, mapped: MappedTotals, eighths: u64) -> bool {
-        let images_count = mapped.images_count as u64 + 1;
+    /// Whether what is mapped, and one image more, takes more than so many eighths.
+    fn is_exceeded(&self, runtime: &Runtime, eighths: u64) -> bool {
+        let mapped = runtime.mapped();
+        let states_count = runtime.open_states_count() as u64;
+        let images_count = mapped.images_count as u64 + states_count * STATE_IMAGES_COUNT + 1;
         images_count.saturating_mul(8) > (self.max_images_count as u64).saturating_mul(eighths)
             || mapped.image_bytes.saturating_mul(8) > self.max_image_bytes.saturating_mul(eighths)
     }
@@ -106,11 +113,11 @@ impl Node {
     /// Makes room for an app that is about to be mapped, if there is none.
     pub(crate) fn make_room(&self, wanted: &Arc<Entry>) {
         let budget = self.mapped.budget();
-        if budget.is_exceeded(self.runtime.mapped(), 7) {
+        if budget.is_exceeded(&self.runtime, 7) {
             self.mapped.is_tight.notify_one();
         }
         let mut looked_at_count = 0;
-        while budget.is_exceeded(self.runtime.mapped(), 8) {
+        while budget.is_exceeded(&self.runtime, 8) {
             // Another version of the same app may be what is in the way.
             let Some(entry) = self.mapped.next(&mut looked_at_count) else { break };
             if Arc::ptr_eq(&entry, wanted) {
@@ -134,10 +141,10 @@ impl Node {
             let Some(node) = this.upgrade() else { return };
             let budget = node.mapped.budget();
             let mut looked_at_count = 0;
-            if budget.is_exceeded(node.runtime.mapped(), 7) {
+            if budget.is_exceeded(&node.runtime, 7) {
                 'making_room: loop {
                     for _ in 0..EVICTIONS_AT_ONCE_COUNT {
-                        if !budget.is_exceeded(node.runtime.mapped(), 6) {
+                        if !budget.is_exceeded(&node.runtime, 6) {
                             break 'making_room;
                         }
                         let Some(entry) = node.mapped.next(&mut looked_at_count) else {
@@ -148,8 +155,9 @@ impl Node {
                     tokio::task::yield_now().await;
                 }
             }
-            let is_tight = node.mapped.is_tight.notified();
-            is_tight.await;
+            let is_tight = node.mapped.is_tight.clone();
+            drop(node);
+            is_tight.notified().await;
         }
     }
 }

@@ -245,17 +245,18 @@ impl Node {
         Ok(Loaded::New(Arc::new(version)))
     }
 
-    /// The stores of an app. Those in memory are kept for as long as the app exists.
+    /// The stores of an app, the same ones for all of its versions: those in memory for
+    /// as long as the app exists, those in files until it is unmapped.
     fn state_of(&self, entry: &Entry, app: &App) -> Arc<AppState> {
         let mut state = entry.state();
         if let Some(kept) = &state.kept_state {
             return kept.clone();
         }
         let folder = self.settings.state_dir.as_ref().map(|folder| folder.join(entry.host.as_str()));
-        let made = Arc::new(self.runtime.state(folder.as_deref()));
         let has_stores = app.components.values().any(|component| {
             !component.key_value_stores.is_empty() || !component.sqlite_databases.is_empty()
         });
+        let made = Arc::new(self.runtime.state(folder.as_deref(), has_stores));
         if has_stores {
             state.kept_state = Some(made.clone());
         }
@@ -434,7 +435,7 @@ pub(crate) fn read_manifest(host: &HostName, folder: &Path) -> Result<(FileIdent
         cause,
     })?;
     let is_settled = identity.is_settled();
-    match App::read(&path, None) {
+    match App::read_file(&path, None) {
         Ok(checked) => {
             for warning in checked.warnings.iter() {
                 tracing::debug!(%host, code = warning.code(), "{}", warning.rule);

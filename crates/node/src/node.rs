@@ -204,6 +204,7 @@ impl Node {
         self.forget_reuse(&entry);
         self.mapped.forget(&entry);
         self.unmap(&entry);
+        self.runtime.commons().forget(host.as_str());
         let mut state = entry.state();
         state.kept_state = None;
         state.problem = None;
@@ -212,7 +213,8 @@ impl Node {
     /// Drops what serves an app. Requests that run keep it until they end.
     pub(crate) fn unmap(&self, entry: &Arc<Entry>) {
         let mut state = entry.state();
-        let dropped = (entry.replace(&mut state, None), state.previous.take());
+        let stores = state.kept_state.take_if(|stores| !stores.is_in_memory);
+        let dropped = (entry.replace(&mut state, None), state.previous.take(), stores);
         entry.set(Fact::HasPrevious, false);
         // Unmapping takes its time; nobody needs to wait for it.
         drop(state);
@@ -264,6 +266,10 @@ impl Apps for Node {
                 return false;
             };
             next = next.min(app.sweep().unwrap_or(IDLE_SWEEP));
+            // Nobody takes its idle instances any more.
+            if let Some(previous) = &entry.state().previous {
+                previous.http.sweep();
+            }
             true
         });
         next
@@ -302,5 +308,197 @@ impl Control {
         {
             tracing::error!("the control thread panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::{fs, path::PathBuf};
+
+    use wisp_engine::EngineConfig;
+
+    use super::*;
+    use crate::{AppSettings, Budget, RuntimeSettings};
+
+    /// A node over a folder; it ends with the test.
+    struct Fixture {
+        folder: tempfile::TempDir,
+        node: Arc<Node>,
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            self.node.stop();
+        }
+    }
+
+    fn fixture() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = EngineConfig { pooling: false, ..EngineConfig::default() };
+        let runtime = Runtime::start(RuntimeSettings { engine, ..RuntimeSettings::default() }).unwrap();
+        let settings = NodeSettings {
+            apps_dir: folder.path().to_owned(),
+            state_dir: None,
+            variables_dir: None,
+            app: AppSettings::default(),
+            budget: Budget { max_images_count: 10, max_image_bytes: u64::MAX },
+            max_waiting_count: 10,
+            max_wait: Duration::from_secs(5),
+        };
+        let node = Node::start(runtime, settings).unwrap();
+        Fixture { folder, node }
+    }
+
+    impl Fixture {
+        /// Makes a version that answers without a guest.
+        fn version(&self, name: &str) -> PathBuf {
+            let folder = self.folder.path().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            let manifest = format!(
+                "spin_manifest_version = 2\n[application]\nname = \"{name}\"\n\
+                 [[trigger.http]]\nroute = \"/...\"\nstatic_response = {{ body = \"{name}\" }}\n"
+            );
+            fs::write(folder.join("spin.toml"), manifest).unwrap();
+            folder
+        }
+
+        fn put(&self, number: u64, host: &str, folder: PathBuf) {
+            let host = HostName::new(host).unwrap();
+            self.node.apply(Change { number, kind: ChangeKind::Put { host, folder } });
+        }
+
+        fn remove(&self, number: u64, host: &str) {
+            let host = HostName::new(host).unwrap();
+            self.node.apply(Change { number, kind: ChangeKind::Remove { host } });
+        }
+
+        /// The name of the app that answers for a host, once it is loaded.
+        async fn answering(&self, host: &str) -> Result<String, &'static str> {
+            let headers =
+                HeaderMap::from_iter([(http::header::HOST, http::HeaderValue::from_str(host).unwrap())]);
+            let app = match self.node.find(&Uri::from_static("/"), &headers) {
+                Found::App(app) => Ok(app),
+                Found::Wait(app) => app.await,
+                Found::Refused(refusal) => Err(refusal),
+            };
+            app.map(|app| app.name().to_owned()).map_err(|refusal| refusal.code)
+        }
+
+        async fn becomes(&self, host: &str, name: &str) {
+            let became = async {
+                while self.answering(host).await.as_deref() != Ok(name) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), became).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_take_effect_in_order_and_once() {
+        let fixture = fixture();
+        let (one, two) = (fixture.version("one"), fixture.version("two"));
+        fixture.put(3, "a.example", one.clone());
+        assert_eq!(fixture.answering("A.example:80").await.as_deref(), Ok("one"));
+        // Old, and the same again.
+        fixture.remove(2, "a.example");
+        fixture.remove(3, "a.example");
+        assert_eq!(fixture.answering("a.example").await.as_deref(), Ok("one"));
+        fixture.put(4, "a.example", two);
+        fixture.becomes("a.example", "two").await;
+        fixture.remove(5, "a.example");
+        assert_eq!(fixture.answering("a.example").await, Err("WISP-E0709"));
+        // The stream sent again brings nothing back.
+        fixture.put(3, "a.example", one.clone());
+        assert_eq!(fixture.answering("a.example").await, Err("WISP-E0709"));
+        fixture.put(6, "a.example", one);
+        assert_eq!(fixture.answering("a.example").await.as_deref(), Ok("one"));
+        assert_eq!(fixture.node.newest_change(), 6);
+    }
+
+    #[tokio::test]
+    async fn what_is_loaded_outlives_its_eviction_and_removal_for_whoever_has_it() {
+        let fixture = fixture();
+        fixture.put(1, "a.example", fixture.version("one"));
+        fixture.answering("a.example").await.unwrap();
+        let entry = fixture.node.table.get("a.example").unwrap();
+        let held = entry.app().unwrap();
+        assert!(entry.version().unwrap().is_in_use());
+        fixture.node.unmap(&entry);
+        assert!(entry.app().is_none());
+        assert_eq!(held.name(), "one");
+        assert_eq!(fixture.answering("a.example").await.as_deref(), Ok("one"), "it is loaded again");
+        fixture.remove(2, "a.example");
+        assert_eq!(held.name(), "one");
+    }
+
+    #[tokio::test]
+    async fn a_put_of_the_same_changes_nothing_and_of_the_version_before_goes_back() {
+        let fixture = fixture();
+        let (one, two) = (fixture.version("one"), fixture.version("two"));
+        // Older than the kernel's clock can tell, so that any change would show.
+        let entry = {
+            let wait = tokio::time::sleep(Duration::from_millis(120));
+            wait.await;
+            fixture.put(1, "a.example", one.clone());
+            fixture.answering("a.example").await.unwrap();
+            fixture.node.table.get("a.example").unwrap()
+        };
+        let first = entry.version().unwrap();
+        fixture.put(2, "a.example", one.clone());
+        let settled = async {
+            while entry.state().flight.is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), settled).await.unwrap();
+        assert!(Arc::ptr_eq(&entry.version().unwrap(), &first));
+        fixture.put(3, "a.example", two);
+        fixture.becomes("a.example", "two").await;
+        fixture.put(4, "a.example", one);
+        fixture.becomes("a.example", "one").await;
+        assert!(Arc::ptr_eq(&entry.version().unwrap(), &first), "it was mapped all the time");
+    }
+
+    #[tokio::test]
+    async fn only_a_version_that_is_kept_can_be_gone_back_to() {
+        let fixture = fixture();
+        fixture.put(1, "a.example", fixture.version("one"));
+        assert_eq!(fixture.node.roll_back("b.example").unwrap_err().code(), "WISP-E0709");
+        assert_eq!(fixture.node.roll_back("a.example").unwrap_err().code(), "WISP-E0716");
+        fixture.answering("a.example").await.unwrap();
+        let two = fixture.version("two");
+        fixture.put(2, "a.example", two.clone());
+        fixture.becomes("a.example", "two").await;
+        fixture.node.roll_back("a.example").unwrap();
+        assert_eq!(fixture.answering("a.example").await.as_deref(), Ok("one"));
+        let host = HostName::new("a.example").unwrap();
+        assert!(fixture.node.was_left(&host, &two));
+        // Unmapped and loaded again it is still the one that was gone back to.
+        let entry = fixture.node.table.get("a.example").unwrap();
+        fixture.node.unmap(&entry);
+        assert_eq!(fixture.answering("a.example").await.as_deref(), Ok("one"));
+        fixture.put(3, "a.example", two.clone());
+        fixture.becomes("a.example", "two").await;
+        assert!(!fixture.node.was_left(&host, &two));
+    }
+
+    #[tokio::test]
+    async fn a_broken_app_is_not_tried_by_every_request() {
+        let fixture = fixture();
+        let folder = fixture.version("one");
+        fs::write(folder.join("spin.toml"), "nonsense").unwrap();
+        fixture.put(1, "a.example", folder);
+        assert_eq!(fixture.answering("a.example").await, Err("WISP-E0710"));
+        let entry = fixture.node.table.get("a.example").unwrap();
+        let tried = entry.state().problem.as_ref().unwrap().tried;
+        assert_eq!(fixture.answering("a.example").await, Err("WISP-E0710"));
+        assert_eq!(entry.state().problem.as_ref().unwrap().tried, tried);
+        // A change is tried at once.
+        fixture.put(2, "a.example", fixture.version("two"));
+        assert_eq!(fixture.answering("a.example").await.as_deref(), Ok("two"));
+        assert!(entry.state().problem.is_none());
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     any::Any,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -41,6 +44,7 @@ pub struct Runtime {
     client: Arc<outbound_http::Client>,
     outbound_limits: outbound::Limits,
     database_threads: Arc<sqlite::Threads>,
+    open_states_count: Arc<AtomicUsize>,
     tracker: TaskTracker,
     /// Loads at once that read, verify, compile or copy. Each uses all cores by itself
     /// where it compiles; more at once would only hold more memory.
@@ -53,6 +57,25 @@ pub struct Runtime {
 pub struct AppState {
     stores: key_value::Stores,
     databases: sqlite::Databases,
+    /// They are gone with this; else they are in files.
+    pub(crate) is_in_memory: bool,
+    _counted: Option<Counted>,
+}
+
+/// Counts what exists.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// An app that answers.
@@ -101,6 +124,7 @@ impl Runtime {
             client: Arc::new(outbound_http::Client::new(&runtime_config::outbound_http(config))?),
             outbound_limits: runtime_config::outbound_limits(config),
             database_threads: Arc::default(),
+            open_states_count: Arc::default(),
             tracker: TaskTracker::new(),
             slow_loads: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
             settings,
@@ -121,12 +145,15 @@ impl Runtime {
                 state_dir,
                 &runtime_config::sqlite_databases(config, placement),
             )?,
+            is_in_memory: state_dir.is_none(),
+            _counted: None,
         })
     }
 
     /// The stores and databases of one app among many: all of them in its own folder,
-    /// or in memory, and none of them opened before a component wants it.
-    pub fn state(&self, state_dir: Option<&Path>) -> AppState {
+    /// or in memory, and none of them opened before a component wants it. `is_wanted` if
+    /// one will.
+    pub fn state(&self, state_dir: Option<&Path>, is_wanted: bool) -> AppState {
         let config = &self.settings.runtime_config;
         let placement = Placement::PerApp(state_dir);
         AppState {
@@ -136,7 +163,14 @@ impl Runtime {
                 &runtime_config::sqlite_databases(config, placement),
                 self.database_threads.clone(),
             ),
+            is_in_memory: state_dir.is_none(),
+            _counted: (is_wanted && state_dir.is_some()).then(|| Counted::new(&self.open_states_count)),
         }
+    }
+
+    /// How many apps have stores or databases in files that are open.
+    pub fn open_states_count(&self) -> usize {
+        self.open_states_count.load(Ordering::Relaxed)
     }
 
     /// Knows of guests that go on after their response.

@@ -108,6 +108,8 @@ pub struct LogSettings {
 pub struct Logs {
     settings: LogSettings,
     queue: SyncSender<Message>,
+    is_stdout_terminal: bool,
+    is_stderr_terminal: bool,
 }
 
 /// Where one component's standard output or standard error goes. Cheap to
@@ -160,7 +162,12 @@ impl Logs {
         thread::Builder::new().name("wisp-logs".into()).spawn(move || write_all(&messages)).map_err(
             |cause| Error::LogFile { path: settings.directory.clone().unwrap_or_default(), cause },
         )?;
-        Ok(Self { settings, queue })
+        Ok(Self {
+            settings,
+            queue,
+            is_stdout_terminal: io::IsTerminal::is_terminal(&io::stdout()),
+            is_stderr_terminal: io::IsTerminal::is_terminal(&io::stderr()),
+        })
     }
 
     /// Where a component's stream goes; makes sure that its log file can be written.
@@ -200,8 +207,8 @@ impl Logs {
             return LogSink::default();
         }
         let is_terminal = match stream {
-            StandardStream::Stdout => io::IsTerminal::is_terminal(&io::stdout()),
-            StandardStream::Stderr => io::IsTerminal::is_terminal(&io::stderr()),
+            StandardStream::Stdout => self.is_stdout_terminal,
+            StandardStream::Stderr => self.is_stderr_terminal,
         };
         let sink = Sink {
             queue: self.queue.clone(),
