@@ -170,10 +170,10 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     )?;
     states.push(State { name: "after the load".to_owned(), holding: node.holding()? });
     if let Some(cause) = &window.first_error {
-        progress(&format!("{} errors under load, first: {cause}", window.errors));
+        progress(&format!("{} errors under load, first: {cause}", window.failures()));
     }
     figures.insert("start_ms".to_owned(), report::median(starts_ms).map_or(0.0, report::rounded));
-    figures.insert("zipf_errors".to_owned(), window.errors as f64);
+    figures.insert("zipf_errors".to_owned(), window.failures() as f64);
     figures.insert("zipf_requests".to_owned(), window.latency_ns.count() as f64);
     for (name, share) in [("zipf_p50_us", 0.5), ("zipf_p99_us", 0.99), ("zipf_p999_us", 0.999)] {
         figures.insert(name.to_owned(), window.latency_ns.quantile(share) as f64 / 1e3);

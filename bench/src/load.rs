@@ -74,21 +74,32 @@ pub(crate) struct Window {
     pub(crate) latency_ns: Histogram,
     /// Responses that were not as expected, and connections that broke.
     pub(crate) errors: u64,
-    /// What the first of these errors was.
+    /// Requests that were due but could not be sent before patience was over: of an
+    /// open loop, and not among the errors.
+    pub(crate) unsent: u64,
+    /// What the first of all these was.
     pub(crate) first_error: Option<String>,
+}
+
+impl Window {
+    /// Everything that was due and did not end as it should.
+    pub(crate) fn failures(&self) -> u64 {
+        self.errors + self.unsent
+    }
 }
 
 /// What one thread of a load generator counted.
 pub(crate) struct Tally {
     latency_ns: Histogram,
     errors: u64,
+    unsent: u64,
     first_error: Option<String>,
 }
 
 impl Tally {
     /// Nothing counted yet.
     pub(crate) fn new() -> Self {
-        Self { latency_ns: Histogram::new(), errors: 0, first_error: None }
+        Self { latency_ns: Histogram::new(), errors: 0, unsent: 0, first_error: None }
     }
 
     /// Counts a response that was as expected.
@@ -102,10 +113,19 @@ impl Tally {
         self.first_error.get_or_insert(cause);
     }
 
+    /// Counts a request that was due this long ago and is given up: it would have
+    /// taken at least that.
+    pub(crate) fn give_up(&mut self, late: Duration) {
+        self.record(late);
+        self.unsent += 1;
+        self.first_error.get_or_insert_with(|| format!("not sent {late:?} after it was due"));
+    }
+
     /// Adds what another thread counted.
     pub(crate) fn merge(&mut self, other: Self) {
         self.latency_ns.merge(&other.latency_ns);
         self.errors += other.errors;
+        self.unsent += other.unsent;
         if let (None, Some(cause)) = (&self.first_error, other.first_error) {
             self.first_error = Some(cause);
         }
@@ -113,8 +133,8 @@ impl Tally {
 
     /// What was counted, as the result of a window of this length.
     pub(crate) fn over(self, elapsed: Duration) -> Window {
-        let Self { latency_ns, errors, first_error } = self;
-        Window { elapsed, latency_ns, errors, first_error }
+        let Self { latency_ns, errors, unsent, first_error } = self;
+        Window { elapsed, latency_ns, errors, unsent, first_error }
     }
 }
 

@@ -219,8 +219,8 @@ fn measure(setting: &Setting, options: &Options, rate: f64, kind: Kind) -> Resul
     let script = Same { request: client::request("GET", VICTIM, "/"), expected: expected() };
     let victim = Victim { options, pace, script };
     let alone = victim.run()?;
-    if let Some(cause) = alone.first_error {
-        let cause = format!("{} errors when it is alone, first: {cause}", alone.errors);
+    if let Some(cause) = &alone.first_error {
+        let cause = format!("{} errors when it is alone, first: {cause}", alone.failures());
         return Err(Error::Answer { name: VICTIM.to_owned(), cause });
     }
     let attack = Attack::start(kind, node.address(), ATTACKER)?;
@@ -237,12 +237,13 @@ fn measure(setting: &Setting, options: &Options, rate: f64, kind: Kind) -> Resul
         let us = |share| of.quantile(share) as f64 / 1e3;
         Latencies { p50_us: us(0.5), p99_us: us(0.99), p999_us: us(0.999) }
     };
+    let errors = attacked.failures();
     let (alone_ns, attacked_ns) = (alone.latency_ns, attacked.latency_ns);
     let (alone, beside) = (latencies(&alone_ns), latencies(&attacked_ns));
     Ok(Row {
         attacker: kind.title(),
         p99_ratio: beside.p99_us / alone.p99_us,
-        errors: attacked.errors,
+        errors,
         alone,
         attacked: beside,
         cores_used,

@@ -232,7 +232,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let (window, (swaps_ns, rollbacks_ns)) =
         pace::run_beside(pace, &sightings, || swap_and_roll_back(options, &node, &deployer))?;
     if let Some(cause) = &window.first_error {
-        progress(&format!("{} failed, first: {cause}", window.errors));
+        progress(&format!("{} failed, first: {cause}", window.failures()));
     }
     let (mut first, mut last, mut rollback) = (Histogram::new(), Histogram::new(), Histogram::new());
     let mut swaps_ms = Vec::with_capacity(swaps_ns.len());
@@ -245,7 +245,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let ms = |of: &Histogram, share| of.quantile(share) as f64 / 1e6;
     let figures = BTreeMap::from(
         [
-            ("failed", window.errors as f64),
+            ("failed", window.failures() as f64),
             ("mixed", sightings.mixed.load(Ordering::Relaxed) as f64),
             ("requests", window.latency_ns.count() as f64),
             ("swap_p50_ms", ms(&first, 0.5)),
