@@ -27,8 +27,9 @@ const SLOW_COUNT: usize = 500;
 /// The length of a slow body in bytes, and the pause between two of them.
 const SLOW_BODY_BYTES: usize = 1_000_000;
 const SLOW_PAUSE: Duration = Duration::from_millis(200);
-/// Pause after a connection that failed or was refused.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Pause after a request that was answered, refused or broken off: 200 of them that
+/// are refused at once are 2,000 a second, which is rude, but no flood of requests.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How much of a response is looked at to tell its status, in bytes.
 const STATUS_BYTES: usize = 12;
 
