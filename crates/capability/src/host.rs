@@ -63,6 +63,11 @@ impl Host {
         self.table.set_max_capacity(count);
     }
 
+    /// Whether the guest has given back every handle that it was given.
+    pub fn holds_nothing(&self) -> bool {
+        self.table.is_empty()
+    }
+
     /// What this instance's component may reach.
     pub fn grants(&self) -> &Arc<Grants> {
         &self.grants

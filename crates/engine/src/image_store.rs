@@ -7,8 +7,10 @@
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 8 | where the memory's contents begin, little-endian |
+//! | 8 | where the memory's contents begin in the file, little-endian |
 //! | 8 | their length; 0 if there are none |
+//! | 8 | their address in the memory |
+//! | 8 | 1 if instances can be rewound, else 0 |
 //! | 32 | BLAKE3 checksum of all bytes before it |
 //! | 8 | `WISPIMG2` |
 //!
@@ -42,15 +44,15 @@ use wasmtime::{Engine, component::Component};
 
 use crate::{
     Digest, Error, FileIdentity, Flavor,
-    memory::{self, MemoryImage},
+    memory::{self, MemoryImage, Place, snapshot::Contents},
     source_index::SourceIndex,
 };
 
 /// Ends every whole image; the digit counts versions of the trailer.
 const TRAILER_MAGIC: &[u8; 8] = b"WISPIMG2";
 
-/// Where the memory's contents lie: two numbers.
-const CONTENTS_BYTES: usize = 16;
+/// Where the memory's contents lie and what they are good for: four numbers.
+const CONTENTS_BYTES: usize = 4 * size_of::<u64>();
 
 /// The trailer: where the contents lie, a checksum and the magic.
 const TRAILER_BYTES: usize = CONTENTS_BYTES + blake3::OUT_LEN + TRAILER_MAGIC.len();
@@ -60,14 +62,31 @@ const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// Counts changes to what is made of a source before it is compiled: an image made
 /// by an older version must not be found.
-const NORMALIZER_VERSION: u32 = 3;
+const NORMALIZER_VERSION: u32 = 5;
 
 /// What is written for one component.
 pub(crate) struct Image<'bytes> {
     /// Native code, as Wasmtime serialised it.
     pub(crate) code: &'bytes [u8],
     /// What its memory begins with, where that was taken out of it.
-    pub(crate) contents: Option<&'bytes [u8]>,
+    pub(crate) contents: Option<&'bytes Contents>,
+    /// Whether its instances can be rewound.
+    pub(crate) can_rewind: bool,
+}
+
+/// An image that was mapped.
+pub(crate) struct Mapped {
+    pub(crate) component: Component,
+    /// What its memory begins with, and whether instances can be rewound.
+    pub(crate) memory: Option<(MemoryImage, bool)>,
+    pub(crate) image_bytes: u64,
+}
+
+/// What an image says about its component's memory.
+#[derive(Clone, Copy, Debug)]
+struct MemoryFacts {
+    place: Place,
+    can_rewind: bool,
 }
 
 /// The name of the list of sources whose digests are known.
@@ -90,21 +109,7 @@ type ShortDigest = [u8; 16];
 struct Verified {
     identity: FileIdentity,
     flavor: Flavor,
-    contents: Option<Contents>,
-}
-
-/// Where the contents of the memory lie in an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Contents {
-    offset_bytes: u64,
-    length_bytes: usize,
-}
-
-/// An image that was mapped.
-pub(crate) struct Mapped {
-    pub(crate) component: Component,
-    pub(crate) memory: Option<MemoryImage>,
-    pub(crate) image_bytes: u64,
+    memory: Option<MemoryFacts>,
 }
 
 impl ImageStore {
@@ -141,11 +146,12 @@ impl ImageStore {
     /// same; `None` says nothing about whether there is one.
     pub(crate) fn load_verified(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Mapped> {
         let known = self.verified_image(source).filter(|known| known.flavor == flavor)?;
-        let file = File::open(self.path(source, engine, flavor)).ok()?;
+        let path = self.path(source, engine, flavor);
+        let file = File::open(&path).ok()?;
         if FileIdentity::of(&file).ok()? != known.identity {
             return None;
         }
-        map(file, engine, &known).ok()
+        map(path, &file, engine, &known).ok()
     }
 
     /// Where the image of `source` for `engine` is or would be.
@@ -165,7 +171,7 @@ impl ImageStore {
                 return None;
             }
         };
-        match self.verify_and_map(file, source, engine, flavor) {
+        match self.verify_and_map(&path, file, source, engine, flavor) {
             Ok(mapped) => Some(mapped),
             Err(reason) => {
                 tracing::warn!(path = %path.display(), reason, "compiled image is damaged, compiling again");
@@ -176,6 +182,7 @@ impl ImageStore {
 
     fn verify_and_map(
         &self,
+        path: &Path,
         mut file: File,
         source: &Digest,
         engine: &Engine,
@@ -185,9 +192,9 @@ impl ImageStore {
         let is_settled = identity.is_settled();
         let verified = match self.verified_image(source) {
             Some(known) if known.identity == identity && known.flavor == flavor => known,
-            _ => Verified { identity, flavor, contents: verify(&mut file, identity.size_bytes())? },
+            _ => Verified { identity, flavor, memory: verify(&mut file, identity.size_bytes())? },
         };
-        let mapped = map(file, engine, &verified)?;
+        let mapped = map(path.to_owned(), &file, engine, &verified)?;
         if is_settled {
             self.remember(source, verified);
         }
@@ -203,10 +210,10 @@ impl ImageStore {
         image: &Image<'_>,
     ) -> Result<(), Error> {
         let path = self.path(source, engine, flavor);
-        let (identity, contents) = write_atomically(&self.folder, &path, image)
+        let (identity, memory) = write_atomically(&self.folder, &path, image)
             .map_err(|cause| Error::ImageStore { path, cause })?;
         // However young it is: nobody else writes to a file in place.
-        self.remember(source, Verified { identity, flavor, contents });
+        self.remember(source, Verified { identity, flavor, memory });
         Ok(())
     }
 }
@@ -217,21 +224,24 @@ fn short(digest: &Digest) -> ShortDigest {
     short
 }
 
-/// Maps a file that is known to hold what the compiler wrote.
-fn map(file: File, engine: &Engine, verified: &Verified) -> Result<Mapped, String> {
+/// Maps the file at `path` that is known to hold what the compiler wrote.
+fn map(path: PathBuf, file: &File, engine: &Engine, verified: &Verified) -> Result<Mapped, String> {
     // Through the descriptor, so that what is mapped is what was verified.
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
     // SAFETY: the callers have compared the checksum of this very file, now or when it
     // had the same identity, so these are the bytes that `insert` was given by the
     // compiler; and the engine's own header check (inside) refuses an image of another
     // engine version or configuration.
     let component =
-        unsafe { Component::deserialize_file(engine, path) }.map_err(|error| error.to_string())?;
+        unsafe { Component::deserialize_file(engine, descriptor) }.map_err(|error| error.to_string())?;
     let memory = verified
-        .contents
-        .map(|Contents { offset_bytes, length_bytes }| MemoryImage::map(file, offset_bytes, length_bytes))
-        .transpose()
-        .map_err(|error| format!("its memory cannot be mapped: {error}"))?;
+        .memory
+        .map(|facts| {
+            MemoryImage::in_image(&component, path, verified.identity, facts.place)
+                .map(|image| (image, facts.can_rewind))
+                .ok_or("its memory is not in it")
+        })
+        .transpose()?;
     Ok(Mapped { component, memory, image_bytes: verified.identity.size_bytes() })
 }
 
@@ -240,18 +250,26 @@ fn write_atomically(
     folder: &Path,
     path: &Path,
     image: &Image<'_>,
-) -> io::Result<(FileIdentity, Option<Contents>)> {
+) -> io::Result<(FileIdentity, Option<MemoryFacts>)> {
     let file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
     let mut writer = Hashing { file: file.as_file(), hasher: blake3::Hasher::new() };
     writer.write_all(image.code)?;
-    let contents = image.contents.unwrap_or_default();
-    let start_bytes = image.code.len().next_multiple_of(memory::page_bytes());
-    if !contents.is_empty() {
+    let mut facts = None;
+    if let Some(Contents { bytes, address }) = image.contents {
+        let start_bytes = image.code.len().next_multiple_of(memory::page_bytes());
         writer.write_all(&vec![0; start_bytes - image.code.len()])?;
-        writer.write_all(contents)?;
+        writer.write_all(bytes)?;
+        let (offset_bytes, length_bytes) = (start_bytes as u64, bytes.len());
+        let place = Place { offset_bytes, length_bytes, address: *address };
+        facts = Some(MemoryFacts { place, can_rewind: image.can_rewind });
     }
-    writer.write_all(&(start_bytes as u64).to_le_bytes())?;
-    writer.write_all(&(contents.len() as u64).to_le_bytes())?;
+    let numbers = facts.map_or([0; 4], |MemoryFacts { place, can_rewind }| {
+        let (length, address) = (place.length_bytes as u64, place.address as u64);
+        [place.offset_bytes, length, address, u64::from(can_rewind)]
+    });
+    for number in numbers {
+        writer.write_all(&number.to_le_bytes())?;
+    }
     let checksum = writer.hasher.finalize();
     file.as_file().write_all(checksum.as_bytes())?;
     file.as_file().write_all(TRAILER_MAGIC)?;
@@ -259,9 +277,7 @@ fn write_atomically(
     let file = file.persist(path)?;
     // The rename itself must survive a power cut as well.
     File::open(folder)?.sync_all()?;
-    let contents = (!contents.is_empty())
-        .then_some(Contents { offset_bytes: start_bytes as u64, length_bytes: contents.len() });
-    Ok((FileIdentity::of(&file)?, contents))
+    Ok((FileIdentity::of(&file)?, facts))
 }
 
 /// Writes to a file and computes its checksum.
@@ -278,8 +294,8 @@ impl Hashing<'_> {
 }
 
 /// Compares the file's checksum; on success nothing but the compiler wrote it.
-/// Tells where the contents of the memory lie, if there are some.
-fn verify(file: &mut File, length_bytes: u64) -> Result<Option<Contents>, String> {
+/// Tells what it says about the component's memory, if that is in it.
+fn verify(file: &mut File, length_bytes: u64) -> Result<Option<MemoryFacts>, String> {
     let read_error = |error: io::Error| format!("it cannot be read: {error}");
     let Some(mut remaining_bytes) = length_bytes.checked_sub(TRAILER_BYTES as u64) else {
         return Err("it is truncated".into());
@@ -306,13 +322,18 @@ fn verify(file: &mut File, length_bytes: u64) -> Result<Option<Contents>, String
     if checksum != hasher.finalize().as_bytes() {
         return Err("its checksum differs".into());
     }
-    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-    let (start, length) = place.split_at(CONTENTS_BYTES / 2);
-    match usize::try_from(number(length)) {
-        Ok(0) => Ok(None),
-        Ok(length_bytes) => Ok(Some(Contents { offset_bytes: number(start), length_bytes })),
-        Err(_) => Err("its memory is too large".into()),
+    let mut numbers = place
+        .chunks_exact(size_of::<u64>())
+        .map(|bytes| bytes.try_into().map_or(u64::MAX, u64::from_le_bytes));
+    let mut next = || numbers.next().unwrap_or(0);
+    let (offset_bytes, length_bytes, address, can_rewind) = (next(), next(), next(), next() == 1);
+    if length_bytes == 0 {
+        return Ok(None);
     }
+    let (Ok(length_bytes), Ok(address)) = (usize::try_from(length_bytes), usize::try_from(address)) else {
+        return Err("its memory is too large".into());
+    };
+    Ok(Some(MemoryFacts { place: Place { offset_bytes, length_bytes, address }, can_rewind }))
 }
 
 /// The engine's compatibility hash: its version, settings and the processor.
@@ -362,7 +383,14 @@ mod tests {
         let source = wat::parse_str("(component)").unwrap();
         let digest = Digest::of(&source);
         let image = engine.precompile_component(&source).unwrap();
-        store.insert(&digest, &engine, Flavor::Plain, &Image { code: &image, contents: None }).unwrap();
+        store
+            .insert(
+                &digest,
+                &engine,
+                Flavor::Plain,
+                &Image { code: &image, contents: None, can_rewind: false },
+            )
+            .unwrap();
         let path = store.path(&digest, &engine, Flavor::Plain);
         Fixture { _folder: folder, store, engine, digest, path }
     }

@@ -30,8 +30,7 @@ pub struct MappedImage {
 }
 
 /// What is mapped in all. An image takes three mappings (what comes before its code,
-/// the code, what comes after) and one descriptor; one with a snapshot of its memory one
-/// of each more.
+/// the code, what comes after) and one descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MappedTotals {
     /// How many images.

@@ -53,6 +53,7 @@ mod limiter;
 mod loader;
 mod memory;
 pub mod normalize;
+mod rewind;
 mod source_index;
 mod usage;
 
@@ -65,5 +66,6 @@ pub use image_store::ImageStore;
 pub use images::{MappedImage, MappedTotals};
 pub use limiter::{InstanceLimits, Limiter};
 pub use loader::{Engine, LoadedComponent, Origin};
-pub use memory::MemoryPool;
+pub use memory::{LentMemory, MemoryPool};
+pub use rewind::Rewinder;
 pub use usage::{Ledger, Usage};

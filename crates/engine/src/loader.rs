@@ -1,6 +1,7 @@
 //! From source bytes to a component that can be instantiated.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs::File,
     io::Read as _,
@@ -22,8 +23,12 @@ use crate::{
     heap,
     image_store::{Image, Mapped},
     images::MappedImages,
-    memory::{MemoryImage, MemoryPools, snapshot},
-    normalize,
+    memory::{
+        MemoryImage, MemoryPools,
+        snapshot::{self, Contents, LARGE_CONTENTS_BYTES},
+    },
+    normalize::{self, Normalized},
+    rewind,
 };
 
 /// The largest source that is accepted. The largest real guests (Python with
@@ -209,16 +214,13 @@ impl Engine {
     fn compile(&self, source: &[u8], digest: Digest) -> Result<LoadedComponent, Error> {
         let started = std::time::Instant::now();
         let normalized = normalize::normalize(source)?;
-        let (flavor, component, contents) = match snapshot::extract(&normalized.component)? {
-            None => (normalized.flavor, normalized.component, None),
-            Some(extracted) => {
-                (normalized.flavor.with_snapshot(), extracted.component.into(), Some(extracted.contents))
-            }
-        };
+        let prepared = prepare(normalized)?;
+        let Prepared { flavor, component, contents, can_rewind } = &prepared;
+        let (flavor, can_rewind) = (*flavor, *can_rewind);
         let engine = self.wasmtime(flavor);
         let code =
-            engine.precompile_component(&component).map_err(|error| explain_failure(&component, &error))?;
-        let image = Image { code: &code, contents: contents.as_deref() };
+            engine.precompile_component(component).map_err(|error| explain_failure(component, &error))?;
+        let image = Image { code: &code, contents: contents.as_ref(), can_rewind };
         let loaded = |mapped| LoadedComponent {
             image: self.insert(mapped, flavor, digest),
             origin: Origin::Compiled(started.elapsed()),
@@ -230,11 +232,12 @@ impl Engine {
                 return Ok(loaded(mapped));
             }
         }
-        let image_bytes = (code.len() + contents.as_ref().map_or(0, Vec::len)) as u64;
+        let image_bytes = (code.len() + contents.as_ref().map_or(0, |contents| contents.bytes.len())) as u64;
         let memory = contents
-            .map(|contents| MemoryImage::copy(&contents))
+            .as_ref()
+            .map(|contents| Ok((MemoryImage::copy(&contents.bytes, contents.address)?, can_rewind)))
             .transpose()
-            .map_err(|cause| Error::Configuration { cause: cause.into() })?;
+            .map_err(|cause: std::io::Error| Error::Configuration { cause: cause.into() })?;
         // SAFETY: these bytes come from this very engine's compiler.
         let component = unsafe { Component::deserialize(engine, code) }
             .map_err(|error| Error::Compile { message: format!("{error:#}") })?;
@@ -255,7 +258,7 @@ impl Engine {
     }
 
     fn insert(&self, mapped: Mapped, flavor: Flavor, digest: Digest) -> Arc<MappedImage> {
-        let memory = mapped.memory.map(|image| self.memories.pool(image));
+        let memory = mapped.memory.map(|(image, can_rewind)| self.memories.pool(image, can_rewind));
         self.mapped.insert(mapped.component, memory, flavor, digest, mapped.image_bytes)
     }
 
@@ -308,6 +311,36 @@ impl Engine {
             })
             .collect()
     }
+}
+
+/// A component as it will be compiled.
+struct Prepared<'source> {
+    flavor: Flavor,
+    component: Cow<'source, [u8]>,
+    /// What its memory begins with, if our own pool will provide that.
+    contents: Option<Contents>,
+    can_rewind: bool,
+}
+
+/// Decides where a component's memory will come from, and whether its instances will
+/// be rewound.
+fn prepare(normalized: Normalized<'_>) -> Result<Prepared<'_>, Error> {
+    let Normalized { component, flavor } = normalized;
+    if let Some(extracted) = snapshot::extract(&component)? {
+        let contents = Some(extracted.contents);
+        // With concurrency there is state of the guest's in places we do not see.
+        if !flavor.is_concurrent()
+            && let Some(component) = rewind::prepare(&extracted.component)?
+        {
+            let flavor = flavor.with_snapshot();
+            return Ok(Prepared { flavor, component: component.into(), contents, can_rewind: true });
+        }
+        if extracted.data_bytes >= LARGE_CONTENTS_BYTES {
+            let (flavor, component) = (flavor.with_snapshot(), extracted.component.into());
+            return Ok(Prepared { flavor, component, contents, can_rewind: false });
+        }
+    }
+    Ok(Prepared { flavor, component, contents: None, can_rewind: false })
 }
 
 /// Reads a source, and says which file it was before it was read, and whether that

@@ -29,8 +29,8 @@ mod pool;
 pub(crate) mod snapshot;
 mod stack;
 
-pub use pool::MemoryPool;
-pub(crate) use pool::{Creator, MemoryImage, MemoryPools};
+pub(crate) use pool::{Creator, MemoryImage, MemoryPools, Place};
+pub use pool::{LentMemory, MemoryPool};
 pub(crate) use stack::StackPool;
 
 /// The size of a page of this machine's memory. Wisp runs on Linux on x86-64 and

@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io,
     ops::Range,
+    path::PathBuf,
     pin::Pin,
     ptr::NonNull,
     sync::{
@@ -19,9 +20,10 @@ use std::{
 use rustix::mm::{
     Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
 };
-use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
+use wasmtime::{LinearMemory, MemoryCreator, MemoryType, component::Component};
 
 use super::dirty_pages;
+use crate::FileIdentity;
 
 /// Idle slots that one component keeps. Each holds the pages that its requests
 /// wrote to: 0.8 MiB for a small handler in JavaScript, 2 MiB in Python.
@@ -34,6 +36,10 @@ const MAX_IDLE_BYTES: usize = 1 << 30;
 /// How long a slot may be idle. A component that had no request for so long starts
 /// from its image again.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(30);
+
+/// Idle slots of all components together. Each takes about four of the mappings that
+/// a process may have (usually 65,530).
+const MAX_ALL_IDLE_COUNT: usize = 2_000;
 
 /// Slots that one sweep unmaps: it takes up to 0.1 ms each, and the thread that
 /// sweeps also preempts guests.
@@ -126,29 +132,104 @@ impl Drop for Mapping {
 
 /// What a memory contains before its instance starts.
 pub(crate) struct MemoryImage {
-    file: File,
-    offset_bytes: u64,
-    /// The same bytes, to copy pages back from.
-    contents: Mapping,
+    place: Place,
+    contents: Contents,
+}
+
+/// Where the contents are found.
+enum Contents {
+    /// In the compiled image, which is mapped anyway for its code.
+    Image {
+        component: Component,
+        /// Where that comes from. Opened again for each slot rather than kept open:
+        /// descriptors are scarcer than slots are made.
+        path: PathBuf,
+        identity: FileIdentity,
+    },
+    /// In a file of their own that has no name.
+    Anonymous { file: File, mapping: Mapping },
+}
+
+/// Where a memory's contents lie; all of whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// In their file.
+    pub(crate) offset_bytes: u64,
+    pub(crate) length_bytes: usize,
+    /// In the memory; what is before and after them is zero.
+    pub(crate) address: usize,
 }
 
 impl MemoryImage {
-    /// The contents that lie in `file`, which nobody may change: whole pages from
-    /// `offset_bytes` on, which is at a page's start.
-    pub(crate) fn map(file: File, offset_bytes: u64, length_bytes: usize) -> io::Result<Self> {
-        let contents = Mapping::read_only(&file, offset_bytes, length_bytes)?;
-        Ok(Self { file, offset_bytes, contents })
+    /// The contents in the compiled image of `component`, which was mapped from the
+    /// file at `path` when that had this identity. `None` if they are not in it.
+    pub(crate) fn in_image(
+        component: &Component,
+        path: PathBuf,
+        identity: FileIdentity,
+        place: Place,
+    ) -> Option<Self> {
+        let image = component.image_range();
+        let image_bytes = image.end.addr().checked_sub(image.start.addr())?;
+        let offset_bytes = usize::try_from(place.offset_bytes).ok()?;
+        if offset_bytes.checked_add(place.length_bytes)? > image_bytes {
+            return None;
+        }
+        let contents = Contents::Image { component: component.clone(), path, identity };
+        Some(Self { place, contents })
     }
 
     /// Contents that lie in no file yet.
-    pub(crate) fn copy(contents: &[u8]) -> io::Result<Self> {
+    pub(crate) fn copy(contents: &[u8], address: usize) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("wisp-memory", rustix::fs::MemfdFlags::CLOEXEC)?);
         io::Write::write_all(&mut &file, contents)?;
-        Self::map(file, 0, contents.len())
+        let mapping = Mapping::read_only(&file, 0, contents.len())?;
+        let place = Place { offset_bytes: 0, length_bytes: contents.len(), address };
+        Ok(Self { place, contents: Contents::Anonymous { file, mapping } })
     }
 
-    fn length_bytes(&self) -> usize {
-        self.contents.length_bytes
+    /// The contents from `offset_bytes` on; readable to their end.
+    fn pointer(&self, offset_bytes: usize) -> *const u8 {
+        match &self.contents {
+            // Checked when it was made: the place lies in the image, whose offsets fit.
+            Contents::Image { component, .. } => {
+                let start = usize::try_from(self.place.offset_bytes).unwrap_or(usize::MAX);
+                component.image_range().start.wrapping_add(start).wrapping_add(offset_bytes)
+            }
+            Contents::Anonymous { mapping, .. } => mapping.pointer(offset_bytes),
+        }
+    }
+
+    /// Puts the contents into a memory at `base`: mapped copy-on-write, or copied if
+    /// their file is gone.
+    ///
+    /// # Safety
+    /// The place of the contents in the memory can be read and written, and nobody
+    /// uses it.
+    unsafe fn place_into(&self, base: *mut u8) -> io::Result<()> {
+        let Place { offset_bytes, length_bytes, address } = self.place;
+        let target = base.wrapping_add(address);
+        let opened;
+        let file = match &self.contents {
+            Contents::Anonymous { file, .. } => Some(file),
+            Contents::Image { path, identity, .. } => {
+                opened = File::open(path)
+                    .ok()
+                    .filter(|file| FileIdentity::of(file).is_ok_and(|found| found == *identity));
+                opened.as_ref()
+            }
+        };
+        match file {
+            // SAFETY: the caller's: this replaces pages that nobody uses.
+            Some(file) => unsafe {
+                let protection = ProtFlags::READ | ProtFlags::WRITE;
+                let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+                mmap(target.cast(), length_bytes, protection, flags, file, offset_bytes)?;
+            },
+            // SAFETY: the caller's; the contents are as long as the place.
+            None => unsafe { std::ptr::copy_nonoverlapping(self.pointer(0), target, length_bytes) },
+        }
+        Ok(())
     }
 }
 
@@ -158,6 +239,7 @@ pub struct MemoryPool {
     /// In the order in which they became idle.
     idle: Mutex<VecDeque<(Slot, Instant)>>,
     all: Arc<MemoryPools>,
+    can_rewind: bool,
 }
 
 /// The pools of all components, which share one bound.
@@ -165,6 +247,7 @@ pub struct MemoryPool {
 pub(crate) struct MemoryPools {
     pools: Mutex<Vec<Weak<MemoryPool>>>,
     idle_bytes: AtomicUsize,
+    idle_count: AtomicUsize,
 }
 
 /// Addresses for one memory with the component's contents mapped in.
@@ -180,8 +263,9 @@ struct Slot {
 
 impl MemoryPools {
     /// A pool for a component whose memory begins with `image`.
-    pub(crate) fn pool(self: &Arc<Self>, image: MemoryImage) -> Arc<MemoryPool> {
-        let pool = Arc::new(MemoryPool { image, idle: Mutex::default(), all: self.clone() });
+    pub(crate) fn pool(self: &Arc<Self>, image: MemoryImage, can_rewind: bool) -> Arc<MemoryPool> {
+        let all = self.clone();
+        let pool = Arc::new(MemoryPool { image, idle: Mutex::default(), all, can_rewind });
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         // Those whose components are gone make room before the list grows.
         if pools.len() == pools.capacity() {
@@ -189,6 +273,18 @@ impl MemoryPools {
         }
         pools.push(Arc::downgrade(&pool));
         pool
+    }
+
+    /// Counts one more idle slot; false if it is one too many.
+    fn add_idle(&self, resident_bytes: usize) -> bool {
+        let all_bytes = self.idle_bytes.fetch_add(resident_bytes, Ordering::Relaxed) + resident_bytes;
+        let all_count = self.idle_count.fetch_add(1, Ordering::Relaxed) + 1;
+        all_bytes <= MAX_IDLE_BYTES && all_count <= MAX_ALL_IDLE_COUNT
+    }
+
+    fn remove_idle(&self, count: usize, resident_bytes: usize) {
+        self.idle_bytes.fetch_sub(resident_bytes, Ordering::Relaxed);
+        self.idle_count.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Unmaps slots that have been idle for too long; a bounded number at once.
@@ -207,9 +303,21 @@ impl MemoryPools {
 }
 
 impl MemoryPool {
-    /// Runs an instantiation of the component this pool belongs to.
-    pub fn scope<F: Future>(self: &Arc<Self>, instantiation: F) -> impl Future<Output = F::Output> {
-        Scope { pool: self.clone(), future: Box::pin(instantiation) }
+    /// Whether instances of the component can be rewound, with a
+    /// [`Rewinder`](crate::Rewinder).
+    pub fn can_rewind(&self) -> bool {
+        self.can_rewind
+    }
+
+    /// Runs an instantiation of the component this pool belongs to, and answers with
+    /// the memory that the instance was given, if it was made.
+    pub async fn scope<F: Future>(self: &Arc<Self>, instantiation: F) -> (F::Output, Option<LentMemory>) {
+        let scope = Scope {
+            current: Some(Current { pool: self.clone(), lent: None }),
+            future: std::pin::pin!(instantiation),
+        };
+        let (output, lent) = scope.await;
+        (output, lent.map(|shared| LentMemory { shared, remembered: None }))
     }
 
     fn take(&self, initial_bytes: usize, reserved_bytes: usize, guard_bytes: usize) -> io::Result<Slot> {
@@ -217,7 +325,7 @@ impl MemoryPool {
         let idle = self.idle().pop_back();
         match idle {
             Some((slot, _)) => {
-                self.all.idle_bytes.fetch_sub(slot.resident_bytes, Ordering::Relaxed);
+                self.all.remove_idle(1, slot.resident_bytes);
                 Ok(slot)
             }
             None => Slot::new(&self.image, initial_bytes, reserved_bytes, guard_bytes),
@@ -227,10 +335,10 @@ impl MemoryPool {
     /// Keeps a slot for the next request, if there is room; unmaps it otherwise.
     fn put(&self, slot: Slot) {
         let resident_bytes = slot.resident_bytes;
-        let others_bytes = self.all.idle_bytes.fetch_add(resident_bytes, Ordering::Relaxed);
+        let fits_all = self.all.add_idle(resident_bytes);
         let refused = {
             let mut idle = self.idle();
-            if idle.len() < MAX_IDLE_COUNT && others_bytes + resident_bytes <= MAX_IDLE_BYTES {
+            if fits_all && idle.len() < MAX_IDLE_COUNT {
                 idle.push_back((slot, Instant::now()));
                 None
             } else {
@@ -238,13 +346,13 @@ impl MemoryPool {
             }
         };
         if refused.is_some() {
-            self.all.idle_bytes.fetch_sub(resident_bytes, Ordering::Relaxed);
+            self.all.remove_idle(1, resident_bytes);
         }
     }
 
     fn take_stale(&self) -> Option<Slot> {
         let (slot, _) = self.idle().pop_front_if(|(_, since)| since.elapsed() > MAX_IDLE_TIME)?;
-        self.all.idle_bytes.fetch_sub(slot.resident_bytes, Ordering::Relaxed);
+        self.all.remove_idle(1, slot.resident_bytes);
         Some(slot)
     }
 
@@ -255,8 +363,9 @@ impl MemoryPool {
 
 impl Drop for MemoryPool {
     fn drop(&mut self) {
-        let resident_bytes = self.idle().iter().map(|(slot, _)| slot.resident_bytes).sum();
-        self.all.idle_bytes.fetch_sub(resident_bytes, Ordering::Relaxed);
+        let idle = self.idle();
+        let resident_bytes = idle.iter().map(|(slot, _)| slot.resident_bytes).sum();
+        self.all.remove_idle(idle.len(), resident_bytes);
     }
 }
 
@@ -270,24 +379,16 @@ impl Slot {
         let start_bytes = guard_bytes;
         let mapping = Mapping::reserve(start_bytes + reserved_bytes + guard_bytes)?;
         let slot = Self { mapping, start_bytes, initial_bytes, resident_bytes: 0 };
-        if image.length_bytes() > initial_bytes || initial_bytes > reserved_bytes {
+        let Place { length_bytes, address, .. } = image.place;
+        if address.saturating_add(length_bytes) > initial_bytes || initial_bytes > reserved_bytes {
             return Err(io::ErrorKind::InvalidData.into());
         }
         // Whole huge pages would have to be cleared for one byte written.
         // SAFETY: advice on our own mapping.
         let _ = unsafe { madvise(slot.base().cast(), reserved_bytes, Advice::LinuxNoHugepage) };
-        // SAFETY: replaces the beginning of our own reservation, which nobody uses.
-        unsafe {
-            mmap(
-                slot.base().cast(),
-                image.length_bytes(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::FIXED,
-                &image.file,
-                image.offset_bytes,
-            )
-        }?;
-        slot.mapping.make_accessible(start_bytes + image.length_bytes()..start_bytes + initial_bytes)?;
+        slot.mapping.make_accessible(start_bytes..start_bytes + initial_bytes)?;
+        // SAFETY: a part of our own reservation, which nobody uses.
+        unsafe { image.place_into(slot.base()) }?;
         Ok(slot)
     }
 
@@ -297,57 +398,141 @@ impl Slot {
 
     /// Makes the memory, which had grown to `size_bytes`, as it was in the beginning.
     fn reset(&mut self, image: &MemoryImage, size_bytes: usize) -> io::Result<()> {
-        let start = self.base().addr();
-        let image_end = start + image.length_bytes();
-        let mut resident_bytes = 0;
-        let known = dirty_pages::scan(start..start + size_bytes, |dirty| {
-            resident_bytes += dirty.len();
-            if resident_bytes > MAX_RESIDENT_BYTES {
-                return;
-            }
-            let from_image = dirty.start.min(image_end)..dirty.end.min(image_end);
-            let zeros = dirty.start.max(image_end)..dirty.end.max(image_end);
-            // SAFETY: both ranges lie in the accessible part of this slot, whose
-            // instance is gone; the image is as long as the first range reaches.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    image.contents.pointer(from_image.start - start),
-                    self.base().wrapping_add(from_image.start - start),
-                    from_image.len(),
-                );
-                self.base().wrapping_add(zeros.start - start).write_bytes(0, zeros.len());
-            }
-        });
-        if !known || resident_bytes > MAX_RESIDENT_BYTES {
-            // SAFETY: private pages of this slot, whose instance is gone: the next
-            // access finds the file's contents or zeros.
+        // SAFETY: this part of the slot can be accessed, and its instance is gone.
+        self.resident_bytes = unsafe { restore_pages(self.base(), image, size_bytes) }.unwrap_or(0);
+        if self.resident_bytes == 0 {
+            // SAFETY: private pages of this slot: the next access finds the file's
+            // contents or zeros.
             unsafe { madvise(self.base().cast(), size_bytes, Advice::LinuxDontNeed) }?;
-            resident_bytes = 0;
         }
-        self.resident_bytes = resident_bytes;
         self.mapping.make_inaccessible(self.start_bytes + self.initial_bytes..self.start_bytes + size_bytes)
     }
+}
+
+/// Makes the dirty pages of a memory at `base` as `image` has them, and answers how
+/// many bytes those are. `None` if that is not known or too much; then some are not
+/// as they were.
+///
+/// # Safety
+/// The memory's first `size_bytes` can be read and written, the image lies in them,
+/// and nobody else uses them.
+unsafe fn restore_pages(base: *mut u8, image: &MemoryImage, size_bytes: usize) -> Option<usize> {
+    let start = base.addr();
+    let image_start = image.place.address;
+    let image_end = image_start + image.place.length_bytes;
+    let mut resident_bytes = 0;
+    let known = dirty_pages::scan(start..start + size_bytes, |dirty| {
+        resident_bytes += dirty.len();
+        if resident_bytes > MAX_RESIDENT_BYTES {
+            return;
+        }
+        let (from, to) = (dirty.start - start, dirty.end - start);
+        let before = from..to.min(image_start);
+        let inside = from.max(image_start)..to.min(image_end);
+        let after = from.max(image_end)..to;
+        for zeros in [before, after] {
+            if !zeros.is_empty() {
+                // SAFETY: the caller's: this lies in the memory.
+                unsafe { base.wrapping_add(zeros.start).write_bytes(0, zeros.len()) };
+            }
+        }
+        if !inside.is_empty() {
+            let contents = image.pointer(inside.start - image_start);
+            // SAFETY: as above; the image is as long as the range reaches.
+            unsafe {
+                std::ptr::copy_nonoverlapping(contents, base.wrapping_add(inside.start), inside.len());
+            }
+        }
+    });
+    (known && resident_bytes <= MAX_RESIDENT_BYTES).then_some(resident_bytes)
 }
 
 /// A memory in use.
 struct PooledMemory {
     slot: Option<Slot>,
-    base: *mut u8,
-    size_bytes: usize,
     capacity_bytes: usize,
-    pool: Arc<MemoryPool>,
+    shared: Arc<Shared>,
 }
 
-// SAFETY: the slot is this memory's alone.
-unsafe impl Send for PooledMemory {}
-// SAFETY: as above; it is only changed through `&mut`.
-unsafe impl Sync for PooledMemory {}
+/// What is to be known about a memory in use.
+struct Shared {
+    pool: Arc<MemoryPool>,
+    base: *mut u8,
+    initial_bytes: usize,
+    /// How large it is now; 0 when it is no longer in use.
+    size_bytes: AtomicUsize,
+}
+
+// SAFETY: the address is only used by who owns the memory or its store.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+/// A memory that an instance was given, for who owns the instance.
+pub struct LentMemory {
+    shared: Arc<Shared>,
+    /// Pages that were written to by the instantiation itself, and where they are:
+    /// data of modules that share the memory of another. `None` before that was asked
+    /// for, and where the kernel does not tell.
+    remembered: Option<Vec<(usize, Box<[u8]>)>>,
+}
+
+impl LentMemory {
+    /// Takes the memory as it is now for its beginning. The instance was just made:
+    /// nobody runs in it.
+    pub(crate) fn remember(&mut self) {
+        let start = self.shared.base.addr();
+        let size_bytes = self.size_bytes();
+        let mut remembered = Vec::new();
+        let known = dirty_pages::scan(start..start + size_bytes, |dirty| {
+            let mut contents = vec![0; dirty.len()].into_boxed_slice();
+            // SAFETY: a part of the memory, which is in use, by nobody now.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    self.shared.base.wrapping_add(dirty.start - start),
+                    contents.as_mut_ptr(),
+                    dirty.len(),
+                );
+            }
+            remembered.push((dirty.start - start, contents));
+        });
+        self.remembered = known.then_some(remembered);
+    }
+
+    /// Makes the memory as it was when it was remembered. Nobody runs in the instance.
+    /// False if that is not possible: it grew, or the kernel does not tell.
+    pub(crate) fn restore(&self) -> bool {
+        let size_bytes = self.size_bytes();
+        let Some(remembered) = &self.remembered else { return false };
+        if size_bytes != self.shared.initial_bytes {
+            return false;
+        }
+        // SAFETY: the memory is in use, as its size says, and nobody runs in it.
+        let restored = unsafe { restore_pages(self.shared.base, &self.shared.pool.image, size_bytes) };
+        for (at_bytes, contents) in remembered {
+            // SAFETY: as above; the place was inside of the memory and still is.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    contents.as_ptr(),
+                    self.shared.base.wrapping_add(*at_bytes),
+                    contents.len(),
+                );
+            }
+        }
+        restored.is_some()
+    }
+
+    /// How large the memory is.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.shared.size_bytes.load(Ordering::Relaxed)
+    }
+}
 
 // SAFETY: the memory is page aligned, of whole pages, never moves, and is followed by
 // addresses that cannot be accessed, of the size that the creator was asked for.
 unsafe impl LinearMemory for PooledMemory {
     fn byte_size(&self) -> usize {
-        self.size_bytes
+        self.shared.size_bytes.load(Ordering::Relaxed)
     }
 
     fn byte_capacity(&self) -> usize {
@@ -359,23 +544,25 @@ unsafe impl LinearMemory for PooledMemory {
             wasmtime::bail!("a memory cannot grow beyond {} bytes", self.capacity_bytes);
         }
         if let Some(slot) = &self.slot {
-            slot.mapping
-                .make_accessible(slot.start_bytes + self.size_bytes..slot.start_bytes + size_bytes)?;
+            let before_bytes = self.byte_size();
+            slot.mapping.make_accessible(slot.start_bytes + before_bytes..slot.start_bytes + size_bytes)?;
         }
-        self.size_bytes = size_bytes;
+        self.shared.size_bytes.store(size_bytes, Ordering::Relaxed);
         Ok(())
     }
 
     fn as_ptr(&self) -> *mut u8 {
-        self.base
+        self.shared.base
     }
 }
 
 impl Drop for PooledMemory {
     fn drop(&mut self) {
         let Some(mut slot) = self.slot.take() else { return };
-        match slot.reset(&self.pool.image, self.size_bytes) {
-            Ok(()) => self.pool.put(slot),
+        let size_bytes = self.shared.size_bytes.swap(0, Ordering::Relaxed);
+        let pool = &self.shared.pool;
+        match slot.reset(&pool.image, size_bytes) {
+            Ok(()) => pool.put(slot),
             Err(error) => tracing::warn!("a memory could not be reset and is given back: {error}"),
         }
     }
@@ -383,23 +570,30 @@ impl Drop for PooledMemory {
 
 thread_local! {
     /// Whose instance this thread is making.
-    static CURRENT: RefCell<Option<Arc<MemoryPool>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+/// An instance that is being made.
+struct Current {
+    pool: Arc<MemoryPool>,
+    /// The memory that it was given.
+    lent: Option<Arc<Shared>>,
 }
 
 /// An instantiation that finds its component's pool.
-struct Scope<F> {
-    pool: Arc<MemoryPool>,
-    future: Pin<Box<F>>,
+struct Scope<'future, F> {
+    current: Option<Current>,
+    future: Pin<&'future mut F>,
 }
 
-impl<F: Future> Future for Scope<F> {
-    type Output = F::Output;
+impl<F: Future> Future for Scope<'_, F> {
+    type Output = (F::Output, Option<Arc<Shared>>);
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let before = CURRENT.replace(Some(self.pool.clone()));
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let before = CURRENT.replace(self.current.take());
         let polled = self.future.as_mut().poll(context);
-        CURRENT.set(before);
-        polled
+        self.current = CURRENT.replace(before);
+        polled.map(|output| (output, self.current.take().and_then(|current| current.lent)))
     }
 }
 
@@ -417,17 +611,18 @@ unsafe impl MemoryCreator for Creator {
         reserved_bytes: Option<usize>,
         guard_bytes: usize,
     ) -> Result<Box<dyn LinearMemory>, String> {
-        let pool = CURRENT.with_borrow(Clone::clone).ok_or("no component is being instantiated")?;
-        let reserved_bytes = reserved_bytes.unwrap_or(initial_bytes).max(initial_bytes);
-        let slot =
-            pool.take(initial_bytes, reserved_bytes, guard_bytes).map_err(|error| error.to_string())?;
-        Ok(Box::new(PooledMemory {
-            base: slot.base(),
-            slot: Some(slot),
-            size_bytes: initial_bytes,
-            capacity_bytes: reserved_bytes,
-            pool,
-        }))
+        CURRENT.with_borrow_mut(|current| {
+            let current = current.as_mut().ok_or("no component is being instantiated")?;
+            let pool = current.pool.clone();
+            let reserved_bytes = reserved_bytes.unwrap_or(initial_bytes).max(initial_bytes);
+            let slot =
+                pool.take(initial_bytes, reserved_bytes, guard_bytes).map_err(|error| error.to_string())?;
+            let size_bytes = AtomicUsize::new(initial_bytes);
+            let shared = Arc::new(Shared { pool, base: slot.base(), initial_bytes, size_bytes });
+            current.lent = Some(shared.clone());
+            Ok(Box::new(PooledMemory { slot: Some(slot), capacity_bytes: reserved_bytes, shared })
+                as Box<dyn LinearMemory>)
+        })
     }
 }
 
@@ -439,7 +634,7 @@ mod tests {
 
     use wasmtime::{
         Store,
-        component::{Component, Instance, Linker},
+        component::{Instance, Linker},
     };
 
     use super::*;
@@ -519,7 +714,7 @@ mod tests {
             let linker: Linker<()> = Linker::new(engine);
             let pool = self.loaded.memory.as_ref().unwrap();
             let instance =
-                run(pool.scope(linker.instantiate_async(&mut store, &self.loaded.component))).unwrap();
+                run(pool.scope(linker.instantiate_async(&mut store, &self.loaded.component))).0.unwrap();
             Guest { store, instance }
         }
 
@@ -627,8 +822,9 @@ mod tests {
         let mut guest = fixture.guest();
         guest.write(0, 1);
         guest.write(DATA_START, 1);
-        assert_eq!(all.idle_bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(all.idle_count.load(Ordering::Relaxed), 0);
         drop(guest);
+        assert_eq!(all.idle_count.load(Ordering::Relaxed), 1);
         assert!(all.idle_bytes.load(Ordering::Relaxed) >= 2 * super::super::page_bytes());
         drop(fixture);
         assert_eq!(all.idle_bytes.load(Ordering::Relaxed), 0);

@@ -17,14 +17,14 @@ use wasmparser::{BinaryReader, DataKind, Instance, Operator, Parser, Payload, Ty
 use super::page_bytes;
 use crate::{Error, normalize};
 
-/// Components whose memory begins with at least this much data are treated so.
-///
-/// Below it Wasmtime's own pool is as good: such guests write to few pages.
-const MIN_SNAPSHOT_BYTES: usize = 1 << 20;
+/// Components whose memory begins with at least this much data profit even if their
+/// instances cannot be rewound. Below it Wasmtime's own pool is as good: such guests
+/// write to few pages.
+pub(crate) const LARGE_CONTENTS_BYTES: usize = 1 << 20;
 
 /// The largest contents that are laid out, since they are written to disk whole: four
 /// times what a Python guest with scientific libraries needs.
-const MAX_CONTENTS_BYTES: u64 = 256 << 20;
+const MAX_CONTENTS_BYTES: usize = 256 << 20;
 
 /// The size of a page of WebAssembly memory.
 const WASM_PAGE_BYTES: u64 = 64 << 10;
@@ -35,8 +35,16 @@ const CORE_MODULE_SECTION: u8 = 1;
 /// A component without its memory's contents, and those contents.
 pub(crate) struct Extracted {
     pub(crate) component: Vec<u8>,
-    /// From address 0 up to the last page that is not zero; whole pages.
-    pub(crate) contents: Vec<u8>,
+    pub(crate) contents: Contents,
+    /// How much of the contents came from data segments.
+    pub(crate) data_bytes: usize,
+}
+
+/// What a memory begins with; whole pages.
+pub(crate) struct Contents {
+    pub(crate) bytes: Vec<u8>,
+    /// Where they lie in the memory; all else is zero.
+    pub(crate) address: usize,
 }
 
 /// The one memory of a component and where its data lies.
@@ -46,13 +54,13 @@ struct Found<'component> {
     initial_bytes: u64,
 }
 
-/// Takes the contents out; `None` if the component is none of those that profit.
+/// Takes the contents out; `None` if the component's memory is of another kind.
 ///
 /// # Errors
 /// Only if the component is malformed.
 pub(crate) fn extract(component: &[u8]) -> Result<Option<Extracted>, Error> {
     let Some(found) = find(component)? else { return Ok(None) };
-    let Some(contents) = contents(&found)? else { return Ok(None) };
+    let Some((contents, data_bytes)) = contents(&found)? else { return Ok(None) };
     let mut output = Vec::with_capacity(component.len());
     let mut module_index = 0;
     for section in normalize::sections(component) {
@@ -71,7 +79,7 @@ pub(crate) fn extract(component: &[u8]) -> Result<Option<Extracted>, Error> {
             _ => output.extend_from_slice(bytes),
         }
     }
-    Ok(Some(Extracted { component: output, contents }))
+    Ok(Some(Extracted { component: output, contents, data_bytes }))
 }
 
 /// Finds the only memory that a component defines, if its module is instantiated
@@ -191,9 +199,9 @@ fn memories(module: &[u8]) -> Result<Memories, Error> {
     Ok(memories)
 }
 
-/// The memory as its data segments fill it; `None` if it is too small to bother or
-/// a segment does not lie at a constant place inside.
-fn contents(found: &Found<'_>) -> Result<Option<Vec<u8>>, Error> {
+/// The memory as its data segments fill it; `None` if one does not lie at a constant
+/// place inside.
+fn contents(found: &Found<'_>) -> Result<Option<(Contents, usize)>, Error> {
     let mut segments: Vec<(Range<u64>, &[u8])> = Vec::new();
     for payload in Parser::new(0).parse_all(found.module) {
         let Payload::DataSection(data) = payload.map_err(normalize::invalid)? else { continue };
@@ -218,24 +226,26 @@ fn contents(found: &Found<'_>) -> Result<Option<Vec<u8>>, Error> {
             segments.push((start..end, segment.data));
         }
     }
-    let data_bytes: usize = segments.iter().map(|(_, data)| data.len()).sum();
-    if data_bytes < MIN_SNAPSHOT_BYTES {
-        return Ok(None);
-    }
+    let page_bytes = page_bytes();
+    segments.retain(|(range, _)| !range.is_empty());
+    let start = segments.iter().map(|(range, _)| range.start).min().unwrap_or(0);
     let end = segments.iter().map(|(range, _)| range.end).max().unwrap_or(0);
-    let Ok(end) = usize::try_from(end.min(MAX_CONTENTS_BYTES + 1)) else { return Ok(None) };
-    if end as u64 > MAX_CONTENTS_BYTES {
+    let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) else { return Ok(None) };
+    let address = start - start % page_bytes;
+    let length_bytes = (end - address).max(1).next_multiple_of(page_bytes);
+    if length_bytes > MAX_CONTENTS_BYTES {
         return Ok(None);
     }
-    let mut contents = vec![0; end.next_multiple_of(page_bytes())];
+    let data_bytes = segments.iter().map(|(_, data)| data.len()).sum();
+    let mut bytes = vec![0; length_bytes];
     for (range, data) in segments {
         // In order: a later segment overwrites an earlier one.
-        let start = usize::try_from(range.start).unwrap_or(usize::MAX);
-        if let Some(place) = contents.get_mut(start..start.saturating_add(data.len())) {
+        let start = usize::try_from(range.start).map_or(usize::MAX, |start| start - address);
+        if let Some(place) = bytes.get_mut(start..start.saturating_add(data.len())) {
             place.copy_from_slice(data);
         }
     }
-    Ok(Some(contents))
+    Ok(Some((Contents { bytes, address }, data_bytes)))
 }
 
 /// The module without its active data segments.
@@ -326,7 +336,7 @@ mod tests {
     }
 
     fn data(at: u32) -> String {
-        format!(r#"(data (i32.const {at}) "{}")"#, "x".repeat(MIN_SNAPSHOT_BYTES))
+        format!(r#"(data (i32.const {at}) "{}")"#, "x".repeat(LARGE_CONTENTS_BYTES))
     }
 
     const ONCE: &str = "(core instance (instantiate $module))";
@@ -337,16 +347,19 @@ mod tests {
 
     #[test]
     fn the_data_moves_from_the_component_to_the_contents() {
-        let source = component(&format!("(memory 32) {} (func)", data(1)), ONCE);
+        let source = component(&format!("(memory 32) {} (func)", data(70_001)), ONCE);
         let extracted = extract(&source).unwrap().unwrap();
         wasmparser::Validator::new_with_features(wasmparser::WasmFeatures::all())
             .validate_all(&extracted.component)
             .unwrap();
         assert!(extracted.component.len() < 1_000, "{}", extracted.component.len());
-        let mut expected = vec![0];
-        expected.resize(1 + MIN_SNAPSHOT_BYTES, b'x');
+        assert_eq!(extracted.data_bytes, LARGE_CONTENTS_BYTES);
+        let Contents { bytes, address } = extracted.contents;
+        assert_eq!(address, 70_001 - 70_001 % page_bytes());
+        let mut expected = vec![0; 70_001 - address];
+        expected.resize(expected.len() + LARGE_CONTENTS_BYTES, b'x');
         expected.resize(expected.len().next_multiple_of(page_bytes()), 0);
-        assert!(extracted.contents == expected);
+        assert!(bytes == expected);
     }
 
     #[test]
@@ -354,8 +367,6 @@ mod tests {
         let memory = |fields: &str| format!("(memory 32) {fields}");
         assert!(is_extracted(&component(&memory(&data(0)), ONCE)));
 
-        let small = memory(r#"(data (i32.const 0) "x")"#);
-        assert!(!is_extracted(&component(&small, ONCE)), "little data");
         let outside = format!("(memory 16) {}", data(1));
         assert!(!is_extracted(&component(&outside, ONCE)), "data past the initial size");
         let computed = memory(&data(0).replace("(i32.const 0)", "(offset global.get $base)"));
@@ -380,7 +391,7 @@ mod tests {
                 let mut garbled = source.clone();
                 garbled[position] ^= flip;
                 if let Ok(Some(extracted)) = extract(&garbled) {
-                    assert!(extracted.contents.len() % page_bytes() == 0);
+                    assert!(extracted.contents.bytes.len() % page_bytes() == 0);
                 }
             }
             let _ = extract(&source[..position]);

@@ -115,7 +115,7 @@ impl<'engine> HttpAppBuilder<'engine> {
         executor: &Executor,
     ) -> Result<(), Error> {
         let linker = linkers.get(loaded.flavor);
-        Entry::link(linker, id.as_str(), &loaded.component, executor, None).map(drop)
+        Entry::link(linker, id.as_str(), loaded, executor, None).map(drop)
     }
 
     /// Adds a component, called in one way; call it again for another executor.

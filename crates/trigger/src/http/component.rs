@@ -8,7 +8,9 @@ use tokio_util::task::TaskTracker;
 use wasmtime::{Store, component::Linker};
 use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{Grants, Host};
-use wisp_engine::{Engine, InstanceLimits, Limiter, LoadedComponent, MappedImage, Pulse, preempt};
+use wisp_engine::{
+    Engine, InstanceLimits, LentMemory, Limiter, LoadedComponent, MappedImage, Pulse, preempt,
+};
 use wisp_manifest::{
     id::ComponentId,
     model::{Executor, Reuse},
@@ -102,7 +104,7 @@ impl Component {
         (commons, account): (&Arc<Commons>, &Arc<Account>),
         tracker: TaskTracker,
     ) -> Result<Self, Error> {
-        let entry = Entry::link(linker, id.as_str(), &spec.loaded.component, &spec.executor, spec.reuse)?;
+        let entry = Entry::link(linker, id.as_str(), &spec.loaded, &spec.executor, spec.reuse)?;
         Ok(Self {
             engine: engine.wasmtime(spec.loaded.flavor).clone(),
             pulse: engine.pulse().clone(),
@@ -123,22 +125,35 @@ impl Component {
         })
     }
 
+    /// What the host keeps for one request's instance.
+    pub(super) fn host(&self) -> Host {
+        self.limited(Host::new(self.grants.clone()))
+    }
+
+    /// The same for a host that is made in another way.
+    pub(super) fn limited(&self, mut host: Host) -> Host {
+        host.set_max_handles(self.limits.max_handles_count);
+        host
+    }
+
     /// A store for a fresh instance, with every limit in force.
     pub(super) fn store(&self, host: Host, reply: &Reply) -> Store<Host> {
         let mut store = Store::new(&self.engine, host);
-        let host = store.data_mut();
-        host.limiter = Limiter::new(self.limits.instance, Some(reply.ledger()));
-        host.set_max_handles(self.limits.max_handles_count);
+        store.data_mut().limiter = Limiter::new(self.limits.instance, Some(reply.ledger()));
         store.set_max_component_handles(self.limits.max_handles_count);
         store.limiter(|host| &mut host.limiter);
         preempt(&mut store);
         store
     }
 
-    /// Runs an instantiation where it finds the component's memory.
-    pub(super) async fn instantiate<T>(&self, instantiation: impl Future<Output = T>) -> T {
+    /// Runs an instantiation where it finds the component's memory, and answers with
+    /// the memory that it took if that is one of ours.
+    pub(super) async fn instantiate<T>(
+        &self,
+        instantiation: impl Future<Output = T>,
+    ) -> (T, Option<LentMemory>) {
         match &self.image.memory {
-            None => instantiation.await,
+            None => (instantiation.await, None),
             Some(memory) => memory.scope(instantiation).await,
         }
     }

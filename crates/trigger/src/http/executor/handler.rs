@@ -5,22 +5,23 @@ use wasmtime_wasi_http::{
     WasiHttpView as _,
     p3::{
         Request,
-        bindings::{Service, ServicePre},
+        bindings::{Service, ServiceIndices},
     },
 };
 use wisp_capability::Host;
 use wisp_manifest::model::Reuse;
 
-use super::{Component, Failure, Reply, RequestBody, ReusePool, instance};
+use super::{Component, Failure, Reply, RequestBody, ReusePool, instance, keep};
 
 pub(in crate::http) struct Entry {
-    pre: ServicePre<Host>,
-    pub(super) reuse: Option<ReusePool<Service>>,
+    pre: InstancePre<Host>,
+    indices: ServiceIndices,
+    pub(super) pool: Option<ReusePool<Service>>,
 }
 
 impl Entry {
     pub(super) fn new(pre: InstancePre<Host>, reuse: Option<Reuse>) -> wasmtime::Result<Self> {
-        Ok(Self { pre: ServicePre::new(pre)?, reuse: reuse.map(ReusePool::new) })
+        Ok(Self { indices: ServiceIndices::new(&pre)?, pre, pool: ReusePool::new(reuse, false) })
     }
 
     pub(super) async fn serve(
@@ -29,11 +30,11 @@ impl Entry {
         request: http::Request<RequestBody>,
         reply: Reply,
     ) -> Result<(), Failure> {
-        let mut instance =
-            instance(self.reuse.as_ref(), component, request.extensions(), &reply, async |store| {
-                self.pre.instantiate_async(store).await
-            })
-            .await?;
+        let mut instance = instance(self.pool.as_ref(), component, request.extensions(), &reply, async |store| {
+            let instance = self.pre.instantiate_async(&mut *store).await?;
+            Ok((self.indices.load(store, &instance)?, instance))
+        })
+        .await?;
         let (request, sent) = Request::from_http(instance.store.data_mut().http().hooks, request);
         let service = &instance.proxy;
         instance
@@ -52,8 +53,8 @@ impl Entry {
                 Ok(())
             })
             .await??;
-        if let Some(pool) = &self.reuse {
-            pool.put(instance);
+        if let Some(pool) = &self.pool {
+            keep(pool, component, instance).await;
         }
         Ok(())
     }

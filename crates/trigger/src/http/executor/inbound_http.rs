@@ -7,7 +7,7 @@ use http_body_util::{BodyExt as _, Limited};
 use wasmtime::component::InstancePre;
 use wisp_capability::Host;
 
-use super::{Component, Failure, Reply, RequestBody, instance, whole};
+use super::{Component, Failure, Reply, RequestBody, ReusePool, instance, keep, whole};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -18,7 +18,7 @@ mod bindings {
 }
 
 use bindings::{
-    InboundHttp, InboundHttpPre, exports::fermyon::spin::inbound_http as guest,
+    InboundHttp, InboundHttpIndices, exports::fermyon::spin::inbound_http as guest,
     fermyon::spin::http_types as types,
 };
 
@@ -27,12 +27,14 @@ use bindings::{
 const MAX_BUFFERED_BODY_BYTES: usize = 64 << 20;
 
 pub(in crate::http) struct Entry {
-    pre: InboundHttpPre<Host>,
+    pre: InstancePre<Host>,
+    indices: InboundHttpIndices,
+    pub(super) pool: Option<ReusePool<InboundHttp>>,
 }
 
 impl Entry {
-    pub(super) fn new(pre: InstancePre<Host>) -> wasmtime::Result<Self> {
-        Ok(Self { pre: InboundHttpPre::new(pre)? })
+    pub(super) fn new(pre: InstancePre<Host>, can_rewind: bool) -> wasmtime::Result<Self> {
+        Ok(Self { indices: InboundHttpIndices::new(&pre)?, pre, pool: ReusePool::new(None, can_rewind) })
     }
 
     pub(super) async fn serve(
@@ -66,14 +68,17 @@ impl Entry {
             params: Vec::new(),
             body: Some(body.to_vec()),
         };
-        let mut instance =
-            instance::<InboundHttp>(None, component, &parts.extensions, &reply, async |store| {
-                self.pre.instantiate_async(store).await
-            })
-            .await?;
+        let mut instance = instance(self.pool.as_ref(), component, &parts.extensions, &reply, async |store| {
+            let instance = self.pre.instantiate_async(&mut *store).await?;
+            Ok((self.indices.load(store, &instance)?, instance))
+        })
+        .await?;
         let handler: &guest::Guest = instance.proxy.fermyon_spin_inbound_http();
         let response = handler.call_handle_request(&mut instance.store, &request).await?;
         reply.set(into_http(response).map_err(|message| format!("the response is invalid: {message}")));
+        if let Some(pool) = &self.pool {
+            keep(pool, component, instance).await;
+        }
         Ok(())
     }
 }

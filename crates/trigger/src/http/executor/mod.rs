@@ -12,10 +12,10 @@ use std::{
 
 use wasmtime::{
     PoolConcurrencyLimitError, Store,
-    component::{Linker, types::ComponentItem},
+    component::{Instance as ComponentInstance, Linker, types::ComponentItem},
 };
 use wisp_capability::{Host, outbound_http::LocalDepth};
-use wisp_engine::{InstanceLimits, Usage};
+use wisp_engine::{InstanceLimits, MappedImage, Rewinder, Usage};
 use wisp_manifest::model::{Executor, Reuse};
 
 use super::{
@@ -143,6 +143,15 @@ impl Failure {
     }
 }
 
+/// How often an instance is rewound whose guest does not give its handles back.
+///
+/// JavaScript and Python leave that to a garbage collector which does not run before
+/// the request ends. What such a handle stood for is gone with the request's host
+/// state; its number stays taken. Nothing can be reached by it but the request's own
+/// resources of the same type, and a guest that was rewound does not know it; but
+/// numbers that are taken are memory, hence the bound.
+const MAX_REWINDS_WITH_HANDLES_COUNT: u32 = 100;
+
 /// What an export has to do with HTTP.
 enum HandlerKind {
     IncomingHandler,
@@ -171,10 +180,12 @@ impl Entry {
     pub(super) fn link(
         linker: &Linker<Host>,
         id: &str,
-        component: &wasmtime::component::Component,
+        image: &MappedImage,
         executor: &Executor,
         reuse: Option<Reuse>,
     ) -> Result<Self, Error> {
+        let component = &image.component;
+        let can_rewind = image.memory.as_ref().is_some_and(|memory| memory.can_rewind());
         let id = || id.to_owned();
         let component_type = component.component_type();
         let exports: Vec<String> = component_type
@@ -205,12 +216,12 @@ impl Entry {
             return Err(Error::NoHandler { component: id(), exports });
         };
         match kind {
-            HandlerKind::IncomingHandler => {
-                incoming_handler::Entry::new(pre()?, reuse).map(Self::IncomingHandler).map_err(link_error)
-            }
+            HandlerKind::IncomingHandler => incoming_handler::Entry::new(pre()?, reuse, can_rewind)
+                .map(Self::IncomingHandler)
+                .map_err(link_error),
             HandlerKind::Handler => handler::Entry::new(pre()?, reuse).map(Self::Handler).map_err(link_error),
             HandlerKind::InboundHttp => {
-                inbound_http::Entry::new(pre()?).map(Self::InboundHttp).map_err(link_error)
+                inbound_http::Entry::new(pre()?, can_rewind).map(Self::InboundHttp).map_err(link_error)
             }
             HandlerKind::Unsupported => Err(Error::UnsupportedHandler { component: id(), handler: name }),
         }
@@ -235,9 +246,10 @@ impl Entry {
     /// Drops reusable instances that were idle for too long.
     pub(super) fn sweep(&self) -> Option<Duration> {
         match self {
-            Self::IncomingHandler(entry) => sweep(entry.reuse.as_ref()),
-            Self::Handler(entry) => sweep(entry.reuse.as_ref()),
-            Self::InboundHttp(_) | Self::Wagi(_) => None,
+            Self::IncomingHandler(entry) => sweep(entry.pool.as_ref()),
+            Self::Handler(entry) => sweep(entry.pool.as_ref()),
+            Self::InboundHttp(entry) => sweep(entry.pool.as_ref()),
+            Self::Wagi(_) => None,
         }
     }
 }
@@ -248,14 +260,13 @@ fn sweep<P>(pool: Option<&ReusePool<P>>) -> Option<Duration> {
     Some(pool.idle_timeout())
 }
 
-/// An instance for the next request: a used one if the component allows that and
-/// one is idle, else a fresh one.
+/// An instance for the next request: one that waits for it, else a new one.
 async fn instance<P>(
     pool: Option<&ReusePool<P>>,
     component: &Component,
     request: &http::Extensions,
     reply: &Reply,
-    instantiate: impl AsyncFnOnce(&mut Store<Host>) -> wasmtime::Result<P>,
+    instantiate: impl AsyncFnOnce(&mut Store<Host>) -> wasmtime::Result<(P, ComponentInstance)>,
 ) -> wasmtime::Result<Instance<P>> {
     let depth = request.get::<LocalDepth>().copied();
     if let Some(mut instance) = pool.and_then(ReusePool::take) {
@@ -266,12 +277,42 @@ async fn instance<P>(
         return Ok(instance);
     }
     let start = Instant::now();
-    let mut host = Host::new(component.grants.clone());
+    let mut host = component.host();
     if let Some(depth) = depth {
         host.set_local_depth(depth);
     }
     let mut store = component.store(host, reply);
-    let proxy = component.instantiate(instantiate(&mut store)).await?;
+    let (instantiated, memory) = component.instantiate(instantiate(&mut store)).await;
+    let (proxy, instance) = instantiated?;
+    let rewinder = match memory {
+        Some(memory) if pool.is_some_and(ReusePool::rewinds) && store.data().holds_nothing() => {
+            Some(Rewinder::new(&mut store, &instance, memory)?)
+        }
+        _ => None,
+    };
     reply.usage().set_instantiate(start.elapsed());
-    Ok(Instance { store, proxy, served_count: 0 })
+    Ok(Instance { store, proxy, served_count: 0, rewinder })
+}
+
+/// Keeps an instance that has answered its request for the next one: as it is if its
+/// author said so, else rewound.
+async fn keep<P>(pool: &ReusePool<P>, component: &Component, mut instance: Instance<P>) {
+    if pool.rewinds() {
+        let Some(rewinder) = &instance.rewinder else { return };
+        let store = &mut instance.store;
+        let leaves_handles = !store.data().holds_nothing();
+        if !pool.is_wanted(instance.served_count)
+            || (leaves_handles && instance.served_count >= MAX_REWINDS_WITH_HANDLES_COUNT)
+        {
+            return;
+        }
+        // The memory and the tables stay as large as they are, and so do the accounts.
+        let limiter = std::mem::take(&mut store.data_mut().limiter);
+        *store.data_mut() = component.host();
+        store.data_mut().limiter = limiter;
+        if !rewinder.rewind(store).await {
+            return;
+        }
+    }
+    pool.put(instance);
 }

@@ -59,13 +59,14 @@ impl Entry {
             stdin: Some(Box::new(MemoryInputPipe::new(input))),
             stdout: Some(Box::new(output.clone())),
         };
-        let mut host = Host::with_overrides(component.grants.clone(), overrides);
+        let mut host = component.limited(Host::with_overrides(component.grants.clone(), overrides));
         if let Some(depth) = parts.extensions.get::<LocalDepth>() {
             host.set_local_depth(*depth);
         }
         let start = Instant::now();
         let mut store = component.store(host, &reply);
-        let command = component.instantiate(self.pre.instantiate_async(&mut store)).await?;
+        let (command, _) = component.instantiate(self.pre.instantiate_async(&mut store)).await;
+        let command = command?;
         reply.usage().set_instantiate(start.elapsed());
         match command.wasi_cli_run().call_run(&mut store).await {
             Ok(Ok(())) => {}
