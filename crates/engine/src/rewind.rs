@@ -388,6 +388,9 @@ pub struct Rewinder {
 }
 
 impl Rewinder {
+    /// The name of the export that was added to components, which is none of theirs.
+    pub const EXPORT: &str = REWIND;
+
     /// For an instance that was just made, in `store`, of a component that can be
     /// rewound; `memory` is the one it was made with.
     ///

@@ -194,6 +194,7 @@ impl Entry {
                 matches!(item.ty, ComponentItem::ComponentInstance(_) | ComponentItem::ComponentFunc(_))
             })
             .map(|(name, _)| name.to_owned())
+            .filter(|name| name != Rewinder::EXPORT)
             .collect();
         let link_error =
             |error: wasmtime::Error| Error::Link { component: id(), message: format!("{error:#}") };
