@@ -30,11 +30,12 @@ impl Entry {
         request: http::Request<RequestBody>,
         reply: Reply,
     ) -> Result<(), Failure> {
-        let mut instance = instance(self.pool.as_ref(), component, request.extensions(), &reply, async |store| {
-            let instance = self.pre.instantiate_async(&mut *store).await?;
-            Ok((self.indices.load(store, &instance)?, instance))
-        })
-        .await?;
+        let mut instance =
+            instance(self.pool.as_ref(), component, request.extensions(), &reply, async |store| {
+                let instance = self.pre.instantiate_async(&mut *store).await?;
+                Ok((self.indices.load(store, &instance)?, instance))
+            })
+            .await?;
         let (request, sent) = Request::from_http(instance.store.data_mut().http().hooks, request);
         let service = &instance.proxy;
         instance

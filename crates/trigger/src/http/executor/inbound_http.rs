@@ -68,11 +68,12 @@ impl Entry {
             params: Vec::new(),
             body: Some(body.to_vec()),
         };
-        let mut instance = instance(self.pool.as_ref(), component, &parts.extensions, &reply, async |store| {
-            let instance = self.pre.instantiate_async(&mut *store).await?;
-            Ok((self.indices.load(store, &instance)?, instance))
-        })
-        .await?;
+        let mut instance =
+            instance(self.pool.as_ref(), component, &parts.extensions, &reply, async |store| {
+                let instance = self.pre.instantiate_async(&mut *store).await?;
+                Ok((self.indices.load(store, &instance)?, instance))
+            })
+            .await?;
         let handler: &guest::Guest = instance.proxy.fermyon_spin_inbound_http();
         let response = handler.call_handle_request(&mut instance.store, &request).await?;
         reply.set(into_http(response).map_err(|message| format!("the response is invalid: {message}")));

@@ -32,11 +32,12 @@ impl Entry {
         request: http::Request<RequestBody>,
         reply: Reply,
     ) -> Result<(), Failure> {
-        let mut instance = instance(self.pool.as_ref(), component, request.extensions(), &reply, async |store| {
-            let instance = self.pre.instantiate_async(&mut *store).await?;
-            Ok((self.indices.load(store, &instance)?, instance))
-        })
-        .await?;
+        let mut instance =
+            instance(self.pool.as_ref(), component, request.extensions(), &reply, async |store| {
+                let instance = self.pre.instantiate_async(&mut *store).await?;
+                Ok((self.indices.load(store, &instance)?, instance))
+            })
+            .await?;
         let store = &mut instance.store;
         let scheme = match request.uri().scheme() {
             Some(scheme) if *scheme == uri::Scheme::HTTPS => Scheme::Https,
