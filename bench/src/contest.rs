@@ -65,6 +65,8 @@ pub(crate) enum Kind {
         /// Without accounting, limits and fairness.
         unaccounted: bool,
     },
+    /// `wisp up --new-instances`: no instance is rewound.
+    WispNew,
     /// `wasmtime serve`.
     Wasmtime {
         /// With [`peer::WASMTIME_TUNED_FLAGS`].
@@ -189,6 +191,7 @@ impl Kind {
             Self::Wisp { reused: true, unaccounted: false } => "wisp_reused",
             Self::Wisp { reused: false, unaccounted: true } => "wisp_unaccounted_fresh",
             Self::Wisp { reused: true, unaccounted: true } => "wisp_unaccounted_reused",
+            Self::WispNew => "wisp_new",
             Self::Wasmtime { tuned: false, reused: false } => "wasmtime_serve_fresh",
             Self::Wasmtime { tuned: true, reused: false } => "wasmtime_serve_tuned_fresh",
             Self::Wasmtime { tuned: false, reused: true } => "wasmtime_serve_reused",
@@ -204,6 +207,7 @@ impl Kind {
             Self::Wisp { reused: true, unaccounted: false } => "`wisp up`, reused",
             Self::Wisp { reused: false, unaccounted: true } => "`wisp up`, unaccounted, fresh",
             Self::Wisp { reused: true, unaccounted: true } => "`wisp up`, unaccounted, reused",
+            Self::WispNew => "`wisp up --new-instances`",
             Self::Wasmtime { tuned: false, reused: false } => "`wasmtime serve`, fresh",
             Self::Wasmtime { tuned: true, reused: false } => "`wasmtime serve`, tuned, fresh",
             Self::Wasmtime { tuned: false, reused: true } => "`wasmtime serve`, reused",
@@ -263,7 +267,8 @@ impl Stage {
             for &kind in kinds {
                 match kind {
                     Kind::Native => {}
-                    Kind::Wisp { reused, .. } => {
+                    Kind::Wisp { .. } | Kind::WispNew => {
+                        let reused = matches!(kind, Kind::Wisp { reused: true, .. });
                         stage.wisp = sources.wisp()?;
                         stage.write_manifest(Contestant { guest: *guest, kind }, file, reused)?;
                     }
@@ -307,11 +312,13 @@ impl Stage {
                     std::env::current_exe().map_err(Error::io("cannot find this program's file"))?;
                 (program, own(&["native", "--body", BODY]))
             }
-            Kind::Wisp { unaccounted, .. } => {
+            Kind::Wisp { .. } | Kind::WispNew => {
                 let folder = self.app_folder(contestant).display().to_string();
                 let mut arguments = ["up", "--from", folder.as_str(), "--listen", "127.0.0.1:0"].to_vec();
-                if unaccounted {
-                    arguments.push("--no-accounting");
+                match contestant.kind {
+                    Kind::Wisp { unaccounted: true, .. } => arguments.push("--no-accounting"),
+                    Kind::WispNew => arguments.push("--new-instances"),
+                    _ => {}
                 }
                 (self.wisp.clone(), own(&arguments))
             }
@@ -395,7 +402,7 @@ fn measure(stage: &Stage, contestant: Contestant, terms: &Terms) -> Result<Measu
     let server = stage.plan(contestant)?.start()?;
     let body = match contestant.kind {
         Kind::Native => BODY,
-        Kind::Wisp { .. } | Kind::Wasmtime { .. } => contestant.guest.body(),
+        Kind::Wisp { .. } | Kind::WispNew | Kind::Wasmtime { .. } => contestant.guest.body(),
     };
     let load = Load {
         address: server.address(),

@@ -71,7 +71,7 @@ fn groups() -> Groups {
     let ways = |guest| match guest {
         // An instance of this guest refuses a second request.
         Guest::JavaScript => {
-            vec![Kind::Native, wisp(false), wasmtime(false, false), wasmtime(true, false)]
+            vec![Kind::Native, wisp(false), Kind::WispNew, wasmtime(false, false), wasmtime(true, false)]
         }
         _ => vec![
             Kind::Native,
@@ -86,6 +86,7 @@ fn groups() -> Groups {
     let mut groups = GUESTS.map(|guest| (guest, ways(guest))).to_vec();
     // Beside what it is compared with: what accounting costs is a few percent.
     for (_, kinds) in groups.iter_mut().filter(|(guest, _)| *guest == Guest::RustP2) {
+        kinds.insert(2, Kind::WispNew);
         kinds.insert(2, UNACCOUNTED);
     }
     groups
@@ -115,8 +116,10 @@ fn ratios(results: &Results) -> BTreeMap<String, f64> {
         };
         let cpu_ratio = |over, under| ratio(results, guest, over, under, cpu);
         put(format!("{key}_fresh_cpu_over_native"), cpu_ratio(fresh, Kind::Native));
+        put(format!("{key}_new_cpu_over_native"), cpu_ratio(Kind::WispNew, Kind::Native));
         put(format!("{key}_reused_cpu_over_native"), cpu_ratio(reused, Kind::Native));
         put(named("wasmtime_serve_cpu_over_fresh"), cpu_ratio(wasmtime(false, false), fresh));
+        put(named("wasmtime_serve_cpu_over_new"), cpu_ratio(wasmtime(false, false), Kind::WispNew));
         put(named("wasmtime_serve_tuned_cpu_over_fresh"), cpu_ratio(wasmtime(true, false), fresh));
         put(named("wasmtime_serve_reused_cpu_over_reused"), cpu_ratio(wasmtime(false, true), reused));
         put(named("wasmtime_serve_tuned_reused_cpu_over_reused"), cpu_ratio(wasmtime(true, true), reused));

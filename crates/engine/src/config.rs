@@ -128,13 +128,16 @@ pub struct EngineConfig {
     /// unmaps its own memory: slower, but the process reserves less address
     /// space.
     pub pooling: bool,
+    /// Whether a used instance may be put back to its beginning for the next request,
+    /// where that is possible. Otherwise each request has a new one.
+    pub rewinds: bool,
     /// Emit debug information for native debuggers and profilers.
     pub debug_info: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { max_instances_count: DEFAULT_INSTANCES_COUNT, pooling: true, debug_info: false }
+        Self { max_instances_count: DEFAULT_INSTANCES_COUNT, pooling: true, rewinds: true, debug_info: false }
     }
 }
 

@@ -95,7 +95,7 @@ impl Engine {
             config.engine(plain_snapshot)?,
             config.engine(concurrent_snapshot)?,
         ];
-        let memories = Arc::<MemoryPools>::default();
+        let memories = MemoryPools::new(config.rewinds);
         let ticker = EpochTicker::start(flavors.to_vec(), memories.clone())
             .map_err(|cause| Error::Configuration { cause: cause.into() })?;
         Ok(Self { flavors, images, mapped: Arc::default(), memories, ticker })

@@ -180,6 +180,11 @@ struct EngineFlags {
     #[arg(long, value_name = "DIR")]
     image_dir: Option<PathBuf>,
 
+    /// Make a new instance for each request instead of putting used ones back to their
+    /// beginning; slower.
+    #[arg(long)]
+    new_instances: bool,
+
     /// Allocate each instance on its own instead of from a pool; slower.
     #[arg(long)]
     disable_pooling: bool,
@@ -205,6 +210,7 @@ impl Serve {
             engine: EngineConfig {
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
                 pooling: !self.engine.disable_pooling,
+                rewinds: !self.engine.new_instances,
                 debug_info: false,
             },
             image_dir: Some(match &self.engine.image_dir {

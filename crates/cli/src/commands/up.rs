@@ -210,6 +210,11 @@ struct EngineFlags {
     #[arg(long)]
     disable_cache: bool,
 
+    /// Make a new instance for each request instead of putting used ones back to their
+    /// beginning; slower.
+    #[arg(long)]
+    new_instances: bool,
+
     /// Allocate each instance on its own instead of from a pool; slower.
     #[arg(long)]
     disable_pooling: bool,
@@ -246,6 +251,7 @@ impl Up {
             engine: EngineConfig {
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
                 pooling: !self.engine.disable_pooling,
+                rewinds: !self.engine.new_instances,
                 debug_info: self.engine.debug_info,
             },
             image_dir: (!self.engine.disable_cache).then(|| self.image_dir()),

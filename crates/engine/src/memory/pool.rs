@@ -243,8 +243,8 @@ pub struct MemoryPool {
 }
 
 /// The pools of all components, which share one bound.
-#[derive(Default)]
 pub(crate) struct MemoryPools {
+    rewinds: bool,
     pools: Mutex<Vec<Weak<MemoryPool>>>,
     idle_bytes: AtomicUsize,
     idle_count: AtomicUsize,
@@ -262,9 +262,16 @@ struct Slot {
 }
 
 impl MemoryPools {
+    /// No pools yet. Whether instances may be rewound is the operator's decision.
+    pub(crate) fn new(rewinds: bool) -> Arc<Self> {
+        let (idle_bytes, idle_count) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { rewinds, pools: Mutex::default(), idle_bytes, idle_count })
+    }
+
     /// A pool for a component whose memory begins with `image`.
     pub(crate) fn pool(self: &Arc<Self>, image: MemoryImage, can_rewind: bool) -> Arc<MemoryPool> {
         let all = self.clone();
+        let can_rewind = can_rewind && self.rewinds;
         let pool = Arc::new(MemoryPool { image, idle: Mutex::default(), all, can_rewind });
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         // Those whose components are gone make room before the list grows.

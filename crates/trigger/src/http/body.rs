@@ -295,10 +295,11 @@ impl RunningBody {
             self.body = None;
             return Poll::Ready(Some(Err(failed.into())));
         }
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(None);
+        let frame = match &mut self.body {
+            Some(body) => ready!(Pin::new(body).poll_frame(context)),
+            None => None,
         };
-        match ready!(Pin::new(body).poll_frame(context)) {
+        match frame {
             Some(Ok(frame)) => {
                 let length_bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 if let Some(remaining) = &mut self.remaining_bytes {
@@ -316,6 +317,12 @@ impl RunningBody {
             Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
             None => {
                 self.body = None;
+                if let Some(guest) = &mut self.guest
+                    && let Err(failed) = ready!(guest.settle(context))
+                {
+                    self.guest = None;
+                    return Poll::Ready(Some(Err(failed.into())));
+                }
                 self.detach();
                 Poll::Ready(None)
             }

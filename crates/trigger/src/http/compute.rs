@@ -87,6 +87,8 @@ pub(super) struct Task {
     runtime: Handle,
     state: AtomicU8,
     is_cancelled: AtomicBool,
+    /// Somebody wants to know when the slice that runs has ended.
+    is_awaited: AtomicBool,
     /// When it came into the queue, in nanoseconds of the lane.
     queued_ns: AtomicU64,
     guest: Mutex<TaskState>,
@@ -248,6 +250,7 @@ impl Task {
             runtime: Handle::current(),
             state: AtomicU8::new(QUEUED),
             is_cancelled: AtomicBool::new(false),
+            is_awaited: AtomicBool::new(false),
             queued_ns: AtomicU64::new(0),
             guest: Mutex::new(TaskState { guest: Some(guest), outcome: None }),
         });
@@ -267,6 +270,14 @@ impl Task {
             Ok(mut state) => state.outcome.take(),
             Err(_) => None,
         }
+    }
+
+    /// Whether the guest is in no slice, or has ended: what it did is all to be seen.
+    /// Otherwise whoever asks is woken, through the waker it left in the reply, when
+    /// that is so.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_awaited.store(true, Ordering::SeqCst);
+        self.guest.try_lock().is_ok()
     }
 
     /// Drops the guest: nobody waits for it any more.
@@ -315,6 +326,9 @@ impl Task {
         }
         drop(runtime);
         drop(state);
+        if self.is_awaited.swap(false, Ordering::SeqCst) {
+            self.reply.wake();
+        }
         if self.is_cancelled.load(Ordering::SeqCst) {
             // Cancelled between the look above and the end of the lock.
             self.cancel();

@@ -128,6 +128,24 @@ impl Guest {
         polled
     }
 
+    /// Waits until what the guest did is all to be seen. On the lane its response may
+    /// end before it is known that the guest failed, which makes a difference to the
+    /// client: an end, or an end that came too soon.
+    pub(super) fn settle(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GuestFailed>> {
+        let Place::Away(task) = &self.place else { return Poll::Ready(Ok(())) };
+        if let Some(bill) = &self.bill {
+            bill.reply.watch(context);
+        }
+        if !task.is_settled() {
+            return Poll::Pending;
+        }
+        match self.poll(context) {
+            Poll::Ready(outcome) => Poll::Ready(outcome),
+            // It has more to do, but not for this response.
+            Poll::Pending => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Its first slice is used up: lets it go on elsewhere.
     fn move_away(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GuestFailed>> {
         let place = std::mem::replace(&mut self.place, Place::Ended);

@@ -91,7 +91,7 @@ impl<P> ReusePool<P> {
     }
 
     pub(super) fn take(&self) -> Option<Instance<P>> {
-        let found = self.shard().lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let found = self.find();
         if self.rewinds && found.is_none() {
             let now_ms = now_ms();
             let before_ms = self.asked_ms.swap(now_ms, Ordering::Relaxed);
@@ -99,6 +99,13 @@ impl<P> ReusePool<P> {
             self.is_in_demand.store(is_in_demand, Ordering::Relaxed);
         }
         found.map(|idle| idle.instance)
+    }
+
+    /// This thread's latest instance, else that of any other: a guest may have ended on
+    /// another thread than it began on.
+    fn find(&self) -> Option<Idle<P>> {
+        let own = self.shard().lock().unwrap_or_else(PoisonError::into_inner).pop();
+        own.or_else(|| self.shards.iter().find_map(|shard| shard.try_lock().ok()?.pop()))
     }
 
     /// Whether keeping an instance that was just used is worth the effort.
