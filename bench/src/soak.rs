@@ -34,6 +34,10 @@ const CHURN_COUNT: usize = 100;
 const MAPPED_COUNT: usize = 150;
 /// Requests a second, and the connections that they come on.
 const RATE: f64 = 400.0;
+/// As many while it warms up: each slot of the pool keeps the pages that any of its
+/// guests has made dirty, and it takes hundreds of thousands of requests until every
+/// guest has been in every slot.
+const WARM_UP_RATE: f64 = 2000.0;
 const CONNECTIONS_COUNT: usize = 8;
 /// Shares of the requests that the JavaScript and the Rust app get.
 const JS_SHARE: f64 = 0.02;
@@ -190,10 +194,10 @@ impl Site<'_> {
         let began = Instant::now();
         let mut samples = Vec::new();
         let warm_up = seconds * WARM_UP_SHARE;
-        let (warming, _) = self.load_for(warm_up, began, &mut samples)?;
+        let (warming, _) = self.load_for(warm_up, WARM_UP_RATE, began, &mut samples)?;
         let settled = self.rest()?;
         let warm_samples_count = samples.len();
-        let (window, cycles) = self.load_for(seconds - warm_up, began, &mut samples)?;
+        let (window, cycles) = self.load_for(seconds - warm_up, RATE, began, &mut samples)?;
         let end = self.rest()?;
         if let Some(cause) = warming.first_error.as_ref().or(window.first_error.as_ref()) {
             progress(&format!("{} errors, first: {cause}", warming.errors + window.errors));
@@ -231,10 +235,11 @@ impl Site<'_> {
     fn load_for(
         &self,
         seconds: f64,
+        rate: f64,
         began: Instant,
         samples: &mut Vec<Sample>,
     ) -> Result<(crate::load::Window, usize), Error> {
-        let pace = Pace { address: self.node.address(), rate: RATE, connections: CONNECTIONS_COUNT };
+        let pace = Pace { address: self.node.address(), rate, connections: CONNECTIONS_COUNT };
         for (link, folder) in &self.stable {
             fleet::point(link, folder, &self.beside)?;
         }
