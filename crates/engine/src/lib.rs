@@ -26,8 +26,8 @@
 //! 2. If the image store holds a compiled image of that digest for this engine,
 //!    its checksum is verified and the file is mapped: no parsing, no copy.
 //! 3. Otherwise the source is normalized, validated and compiled on all cores,
-//!    written to the store under a temporary name, synced and renamed, so that
-//!    a crash leaves either no file or a whole one. Then it is mapped as in 2.
+//!    written to the store under a temporary name and renamed, so that others see a
+//!    whole file or none. Then it is mapped as in 2.
 //! 4. The caller links it once (`Linker::instantiate_pre`) and makes instances
 //!    from it. Memory comes from the pooling allocator: initial contents are
 //!    mapped copy-on-write from the image, so that an instance costs the pages
@@ -42,6 +42,7 @@
 //! step 2 and is compiled again; it is never loaded.
 
 mod config;
+mod cores;
 mod digest;
 mod epoch;
 mod error;
@@ -58,6 +59,7 @@ mod source_index;
 mod usage;
 
 pub use config::{EngineConfig, Flavor};
+pub use cores::cores_count;
 pub use digest::Digest;
 pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, preempt};
 pub use error::Error;

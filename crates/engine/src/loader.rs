@@ -19,6 +19,7 @@ use wasmtime::component::Component;
 
 use crate::{
     Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse,
+    cores::cores_count,
     epoch::EpochTicker,
     heap,
     image_store::{Image, Mapped},
@@ -288,7 +289,7 @@ impl Engine {
             }));
         }
         let next = AtomicUsize::new(0);
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let cores = cores_count();
         thread::scope(|scope| {
             for _ in 0..cores.min(work.len()) {
                 scope.spawn(|| {

@@ -1,9 +1,9 @@
 //! What may be mapped, and who has to go when it is too much.
 //!
 //! Apps that are mapped stand in a line. When room is needed, the one at its head is
-//! looked at: if it was used since it was put into line, it goes to the end; else it is
-//! unmapped. That is close to evicting what was not used for longest, and a request
-//! pays for it with one store a second.
+//! looked at: if it was used since it was put into line, it goes to the end, without the
+//! version that it kept to go back to; else it is unmapped. That is close to evicting
+//! what was not used for longest, and a request pays for it with one store a second.
 //!
 //! A task makes room ahead of need: it begins when less than an eighth of the budget is
 //! free and ends when a quarter is. A load that finds no room at all makes it itself.
@@ -33,6 +33,14 @@ pub(crate) struct Mapped {
     line: Mutex<VecDeque<Standing>>,
     /// There is less room than there should be.
     is_tight: Arc<Notify>,
+}
+
+/// Who has to go.
+enum Victim {
+    /// An app, with all that is mapped of it.
+    App(Arc<Entry>),
+    /// The version that an app could go back to.
+    Previous(Arc<Entry>),
 }
 
 /// A place in the line, and when the app was last used when it was put there.
@@ -71,8 +79,8 @@ impl Mapped {
         }
     }
 
-    /// The next app to be unmapped, out of line. Each is looked at once at most.
-    fn next(&self, looked_at_count: &mut usize) -> Option<Arc<Entry>> {
+    /// Who has to go next; an app is taken out of line. Each is looked at twice at most.
+    fn next(&self, looked_at_count: &mut usize) -> Option<Victim> {
         let mut line = self.line();
         while *looked_at_count < line.len().saturating_mul(2) {
             *looked_at_count += 1;
@@ -84,11 +92,15 @@ impl Mapped {
                 || standing.entry.has(Fact::Broken);
             if is_needed || used_s > standing.used_s {
                 standing.used_s = used_s;
+                let entry = standing.entry.clone();
                 line.push_back(standing);
+                if entry.has(Fact::HasPrevious) {
+                    return Some(Victim::Previous(entry));
+                }
                 continue;
             }
             standing.entry.set(Fact::Listed, false);
-            return Some(standing.entry);
+            return Some(Victim::App(standing.entry));
         }
         None
     }
@@ -118,19 +130,31 @@ impl Node {
         }
         let mut looked_at_count = 0;
         while budget.is_exceeded(&self.runtime, 8) {
-            // Another version of the same app may be what is in the way.
-            let Some(entry) = self.mapped.next(&mut looked_at_count) else { break };
-            if Arc::ptr_eq(&entry, wanted) {
-                self.mapped.add(&entry, self.now_s());
-                continue;
+            match self.mapped.next(&mut looked_at_count) {
+                None => break,
+                // It goes on to serve while its new version is loaded.
+                Some(Victim::App(entry)) if Arc::ptr_eq(&entry, wanted) => {
+                    self.mapped.add(&entry, self.now_s());
+                }
+                Some(victim) => self.evict(&victim),
             }
-            self.evict(&entry);
         }
     }
 
-    fn evict(&self, entry: &Arc<Entry>) {
-        self.unmap(entry);
-        self.metrics.count_eviction();
+    fn evict(&self, victim: &Victim) {
+        match victim {
+            Victim::App(entry) => {
+                self.unmap(entry);
+                self.metrics.count_eviction();
+            }
+            Victim::Previous(entry) => {
+                let mut state = entry.state();
+                let previous = state.previous.take();
+                entry.set(Fact::HasPrevious, false);
+                drop(state);
+                drop(previous);
+            }
+        }
     }
 
     /// Makes room ahead of need, for as long as the node exists.
@@ -147,10 +171,10 @@ impl Node {
                         if !budget.is_exceeded(&node.runtime, 6) {
                             break 'making_room;
                         }
-                        let Some(entry) = node.mapped.next(&mut looked_at_count) else {
+                        let Some(victim) = node.mapped.next(&mut looked_at_count) else {
                             break 'making_room;
                         };
-                        node.evict(&entry);
+                        node.evict(&victim);
                     }
                     tokio::task::yield_now().await;
                 }
@@ -159,5 +183,74 @@ impl Node {
             drop(node);
             is_tight.notified().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::HostName;
+
+    fn line(names: &[&str]) -> (Mapped, Vec<Arc<Entry>>) {
+        let mapped = Mapped::new(Budget { max_images_count: 1, max_image_bytes: 1 });
+        let entries = names
+            .iter()
+            .map(|name| {
+                let entry = Arc::new(Entry::new(HostName::new(name).unwrap(), 1, None));
+                mapped.add(&entry, 10);
+                entry
+            })
+            .collect();
+        (mapped, entries)
+    }
+
+    /// Who has to go, until nobody has to; those in parentheses lose a version only.
+    fn all(mapped: &Mapped) -> Vec<String> {
+        let mut looked_at_count = 0;
+        let mut all = Vec::new();
+        while let Some(victim) = mapped.next(&mut looked_at_count) {
+            all.push(match victim {
+                Victim::App(entry) => entry.host.to_string(),
+                Victim::Previous(entry) => {
+                    entry.set(Fact::HasPrevious, false);
+                    format!("({})", entry.host)
+                }
+            });
+        }
+        all
+    }
+
+    #[test]
+    fn who_was_used_since_goes_last() {
+        let (mapped, entries) = line(&["a", "b", "c"]);
+        // Once through the line, nobody was used since.
+        assert_eq!(mapped.next(&mut 0).map(|_| ()), Some(()));
+        entries[1].touch(20);
+        assert_eq!(all(&mapped), ["c", "b"]);
+        assert!(!entries[2].has(Fact::Listed));
+        mapped.add(&entries[2], 21);
+        mapped.add(&entries[2], 22);
+        assert_eq!(all(&mapped), ["c"], "it stands in line once");
+    }
+
+    #[test]
+    fn the_version_before_goes_before_the_app() {
+        let (mapped, entries) = line(&["a", "b"]);
+        entries[0].set(Fact::HasPrevious, true);
+        assert_eq!(all(&mapped), ["(a)", "a", "b"]);
+    }
+
+    #[test]
+    fn the_only_version_that_works_stays_and_who_is_removed_leaves() {
+        let (mapped, entries) = line(&["a", "b"]);
+        entries[0].set(Fact::Broken, true);
+        entries[1].mark_removed();
+        mapped.forget(&entries[1]);
+        assert_eq!(all(&mapped), [] as [&str; 0]);
+        mapped.add(&entries[1], 30);
+        entries[0].set(Fact::Broken, false);
+        assert_eq!(all(&mapped), ["a"], "whoever is removed does not come back");
     }
 }

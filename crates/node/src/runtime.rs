@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
 };
 
 use tempfile::TempDir;
@@ -126,7 +125,7 @@ impl Runtime {
             database_threads: Arc::default(),
             open_states_count: Arc::default(),
             tracker: TaskTracker::new(),
-            slow_loads: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
+            slow_loads: Arc::new(Semaphore::new(wisp_engine::cores_count())),
             settings,
         })
     }

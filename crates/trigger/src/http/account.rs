@@ -133,7 +133,7 @@ struct Shard {
 
 impl Totals {
     fn new() -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = wisp_engine::cores_count();
         Self { shards: (0..threads).map(|_| Shard::default()).collect() }
     }
 

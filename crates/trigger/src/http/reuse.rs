@@ -75,7 +75,7 @@ impl<P> ReusePool<P> {
             }
             None => return None,
         };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = wisp_engine::cores_count();
         Some(Self {
             settings,
             rewinds,
