@@ -77,6 +77,8 @@ pub(crate) enum Fact {
     Mapped = 1 << 3,
     /// It has components that keep instances between requests.
     Reuses = 1 << 4,
+    /// It may have idle instances now: it is in the list of what is swept.
+    Swept = 1 << 9,
     /// It is in the list of what may be evicted.
     Listed = 1 << 5,
     /// A version is kept to go back to.
@@ -190,11 +192,14 @@ impl Entry {
         std::mem::replace(&mut *current, version)
     }
 
-    /// Notes that it is used. Written only once a second: all threads share the line.
-    pub(crate) fn touch(&self, now_s: u32) {
-        if self.last_used_s.load(Ordering::Relaxed) != now_s {
+    /// Notes that it is used; tells whether that is the first time in this second. Only
+    /// then it is written: all threads share the line.
+    pub(crate) fn touch(&self, now_s: u32) -> bool {
+        let is_first = self.last_used_s.load(Ordering::Relaxed) != now_s;
+        if is_first {
             self.last_used_s.store(now_s, Ordering::Relaxed);
         }
+        is_first
     }
 
     pub(crate) fn last_used_s(&self) -> u32 {

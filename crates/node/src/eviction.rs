@@ -60,7 +60,7 @@ impl Mapped {
 
     /// Puts an app into line that has just been mapped, if it is not there.
     pub(crate) fn add(&self, entry: &Arc<Entry>, now_s: u32) {
-        entry.touch(now_s);
+        let _ = entry.touch(now_s);
         let mut line = self.line();
         // Whoever removes it takes it out of line after it was marked.
         if !entry.has(Fact::Listed) && !entry.is_removed() {
@@ -79,11 +79,10 @@ impl Mapped {
         }
     }
 
-    /// Who has to go next; an app is taken out of line. Each is looked at twice at most.
-    fn next(&self, looked_at_count: &mut usize) -> Option<Victim> {
+    /// Who has to go next; an app is taken out of line. Each is passed over twice at most.
+    fn next(&self, passed_over_count: &mut usize) -> Option<Victim> {
         let mut line = self.line();
-        while *looked_at_count < line.len().saturating_mul(2) {
-            *looked_at_count += 1;
+        while *passed_over_count <= line.len().saturating_mul(2) {
             let mut standing = line.pop_front()?;
             let used_s = standing.entry.last_used_s();
             let version = standing.entry.version();
@@ -91,6 +90,7 @@ impl Mapped {
                 // The only version that works: it could not be loaded again.
                 || standing.entry.has(Fact::Broken);
             if is_needed || used_s > standing.used_s {
+                *passed_over_count += 1;
                 standing.used_s = used_s;
                 let entry = standing.entry.clone();
                 line.push_back(standing);
@@ -128,9 +128,9 @@ impl Node {
         if budget.is_exceeded(&self.runtime, 7) {
             self.mapped.is_tight.notify_one();
         }
-        let mut looked_at_count = 0;
+        let mut passed_over_count = 0;
         while budget.is_exceeded(&self.runtime, 8) {
-            match self.mapped.next(&mut looked_at_count) {
+            match self.mapped.next(&mut passed_over_count) {
                 None => break,
                 // It goes on to serve while its new version is loaded.
                 Some(Victim::App(entry)) if Arc::ptr_eq(&entry, wanted) => {
@@ -164,14 +164,14 @@ impl Node {
         loop {
             let Some(node) = this.upgrade() else { return };
             let budget = node.mapped.budget();
-            let mut looked_at_count = 0;
+            let mut passed_over_count = 0;
             if budget.is_exceeded(&node.runtime, 7) {
                 'making_room: loop {
                     for _ in 0..EVICTIONS_AT_ONCE_COUNT {
                         if !budget.is_exceeded(&node.runtime, 6) {
                             break 'making_room;
                         }
-                        let Some(victim) = node.mapped.next(&mut looked_at_count) else {
+                        let Some(victim) = node.mapped.next(&mut passed_over_count) else {
                             break 'making_room;
                         };
                         node.evict(&victim);
@@ -208,9 +208,9 @@ mod tests {
 
     /// Who has to go, until nobody has to; those in parentheses lose a version only.
     fn all(mapped: &Mapped) -> Vec<String> {
-        let mut looked_at_count = 0;
+        let mut passed_over_count = 0;
         let mut all = Vec::new();
-        while let Some(victim) = mapped.next(&mut looked_at_count) {
+        while let Some(victim) = mapped.next(&mut passed_over_count) {
             all.push(match victim {
                 Victim::App(entry) => entry.host.to_string(),
                 Victim::Previous(entry) => {
@@ -227,7 +227,7 @@ mod tests {
         let (mapped, entries) = line(&["a", "b", "c"]);
         // Once through the line, nobody was used since.
         assert_eq!(mapped.next(&mut 0).map(|_| ()), Some(()));
-        entries[1].touch(20);
+        assert!(entries[1].touch(20));
         assert_eq!(all(&mapped), ["c", "b"]);
         assert!(!entries[2].has(Fact::Listed));
         mapped.add(&entries[2], 21);

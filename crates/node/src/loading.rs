@@ -199,8 +199,10 @@ impl Node {
         drop(state);
         // What was two versions ago is unmapped without anybody waiting for it.
         drop(dropped);
+        entry.set(Fact::Reuses, reuses);
         if reuses {
-            self.remember_reuse(entry);
+            // The request that made it be loaded was before it was known.
+            self.will_sweep(entry);
         }
         self.mapped.add(entry, self.now_s());
         Some(Ok(http))

@@ -49,8 +49,8 @@ pub struct Node {
     newest: Mutex<u64>,
     /// Names in the folder of apps that are none for hosts, and why.
     pub(crate) rejected: Mutex<std::collections::BTreeMap<String, Error>>,
-    /// Apps with components that keep instances between requests.
-    reusing: Mutex<Vec<Arc<Entry>>>,
+    /// Apps that may have idle instances.
+    swept: Mutex<Vec<Arc<Entry>>>,
     /// Seconds since the node started, as often as idle instances are looked for.
     clock_s: AtomicU32,
     pub(crate) started: Instant,
@@ -80,7 +80,7 @@ impl Node {
             to_prepare: PrepareQueue::default(),
             newest: Mutex::new(0),
             rejected: Mutex::default(),
-            reusing: Mutex::default(),
+            swept: Mutex::default(),
             clock_s: AtomicU32::new(1),
             started: Instant::now(),
             control: OnceLock::new(),
@@ -201,7 +201,6 @@ impl Node {
     fn remove(&self, host: &HostName) {
         let Some(entry) = self.table.remove(host.as_str()) else { return };
         entry.mark_removed();
-        self.forget_reuse(&entry);
         self.mapped.forget(&entry);
         self.unmap(&entry);
         self.runtime.commons().forget(host.as_str());
@@ -225,18 +224,29 @@ impl Node {
         self.clock_s.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn remember_reuse(&self, entry: &Arc<Entry>) {
-        if !entry.has(Fact::Reuses) {
-            entry.set(Fact::Reuses, true);
-            self.reusing.lock().unwrap_or_else(PoisonError::into_inner).push(entry.clone());
+    /// Puts an app that is in use on the list of what is swept. Waits for nobody: if the
+    /// list is being swept just now, the next second's first request does it.
+    pub(crate) fn will_sweep(&self, entry: &Arc<Entry>) {
+        if let Ok(mut swept) = self.swept.try_lock()
+            && !entry.has(Fact::Swept)
+        {
+            entry.set(Fact::Swept, true);
+            swept.push(entry.clone());
         }
     }
 
-    fn forget_reuse(&self, entry: &Arc<Entry>) {
-        if entry.has(Fact::Reuses) {
-            let mut reusing = self.reusing.lock().unwrap_or_else(PoisonError::into_inner);
-            reusing.retain(|other| !Arc::ptr_eq(other, entry));
+    /// Drops an app's idle instances that were idle for too long. Returns whether it may
+    /// have more.
+    fn sweep_app(&self, entry: &Entry, next: &mut Duration) -> bool {
+        let Some(timeout) = entry.app().and_then(|app| app.sweep()) else { return false };
+        *next = (*next).min(timeout);
+        // Nobody takes idle instances of the version before any more.
+        if let Some(previous) = &entry.state().previous {
+            previous.http.sweep();
         }
+        let unused = Duration::from_secs(self.now_s().saturating_sub(entry.last_used_s()).into());
+        // The clock's second, and a request that had just begun.
+        unused <= timeout + 2 * IDLE_SWEEP
     }
 }
 
@@ -246,7 +256,9 @@ impl Apps for Node {
         let mut buffer = [0; MAX_HOST_NAME_BYTES];
         let found = lower_case(name, &mut buffer).and_then(|host| {
             self.table.with(host, |entry| {
-                entry.touch(self.now_s());
+                if entry.touch(self.now_s()) && entry.has(Fact::Reuses) && !entry.has(Fact::Swept) {
+                    self.will_sweep(entry);
+                }
                 match entry.app() {
                     Some(app) => Found::App(app),
                     None => self.find_unmapped(entry),
@@ -260,17 +272,10 @@ impl Apps for Node {
         let seconds = u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX);
         self.clock_s.store(seconds.saturating_add(1), Ordering::Relaxed);
         let mut next = IDLE_SWEEP;
-        self.reusing.lock().unwrap_or_else(PoisonError::into_inner).retain(|entry| {
-            let Some(app) = entry.app() else {
-                entry.set(Fact::Reuses, false);
-                return false;
-            };
-            next = next.min(app.sweep().unwrap_or(IDLE_SWEEP));
-            // Nobody takes its idle instances any more.
-            if let Some(previous) = &entry.state().previous {
-                previous.http.sweep();
-            }
-            true
+        self.swept.lock().unwrap_or_else(PoisonError::into_inner).retain(|entry| {
+            let is_kept = !entry.is_removed() && self.sweep_app(entry, &mut next);
+            entry.set(Fact::Swept, is_kept);
+            is_kept
         });
         next
     }
