@@ -132,6 +132,22 @@ pub enum Error {
         /// The limit.
         limit_count: usize,
     },
+    /// One request sent more HTTP requests than it may.
+    #[error("component `{component}` sent more than {limit_count} HTTP requests within one request")]
+    OutboundRequests {
+        /// Id of the component.
+        component: Arc<str>,
+        /// The limit.
+        limit_count: u32,
+    },
+    /// One request has more connections than it may.
+    #[error("component `{component}` has {limit_count} connections within one request, and wants more")]
+    OutboundConnections {
+        /// Id of the component.
+        component: Arc<str>,
+        /// The limit.
+        limit_count: u32,
+    },
     /// A guest gave an address that is none.
     #[error("component `{component}` asked for `{address}`, which is no valid address: {cause}")]
     InvalidAddress {
@@ -322,6 +338,8 @@ impl Error {
             Self::NetworkBlocked { .. } => "WISP-E0331",
             Self::ConnectionLimit { .. } => "WISP-E0332",
             Self::InvalidAddress { .. } => "WISP-E0333",
+            Self::OutboundRequests { .. } => "WISP-E0334",
+            Self::OutboundConnections { .. } => "WISP-E0335",
             Self::TlsFile { .. } => "WISP-E0340",
             Self::TlsSettings { .. } => "WISP-E0341",
             Self::LocalCallDepth { .. } => "WISP-E0342",
@@ -381,6 +399,14 @@ impl Error {
                 "close connections that are no longer needed, or raise `{setting}` in the runtime \
                  configuration"
             )),
+            Self::OutboundRequests { .. } => {
+                Some("raise `max_outbound_requests` in the component's limits, or send fewer".into())
+            }
+            Self::OutboundConnections { .. } => Some(
+                "raise `max_outbound_connections` in the component's limits, or read a response to its end \
+                 before the next request"
+                    .into(),
+            ),
             Self::InvalidAddress { .. } => Some("write it as `scheme://host:port`".into()),
             Self::TlsFile { .. } | Self::TlsSettings { .. } => {
                 Some("correct the `[[client_tls]]` table of the runtime configuration".into())

@@ -4,6 +4,23 @@ use std::sync::Arc;
 
 use crate::{key_value, outbound, outbound_http, sqlite, variables, wasi};
 
+/// What one request may do with what its component reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// HTTP requests that it may send.
+    pub outbound_requests_count: u32,
+    /// Of those to the network, how many may be under way at once.
+    pub outbound_connections_count: u32,
+    /// Bytes that it may write to the log.
+    pub log_bytes: u64,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self { outbound_requests_count: u32::MAX, outbound_connections_count: u32::MAX, log_bytes: u64::MAX }
+    }
+}
+
 /// Everything that one component may reach, after the manifest asked and the
 /// operator agreed. Immutable; shared by all instances of a release.
 ///
@@ -26,4 +43,6 @@ pub struct Grants {
     pub ai_models: Arc<[String]>,
     /// How outbound HTTP requests are sent.
     pub outbound_http: outbound_http::Grant,
+    /// How much of all this one request may use.
+    pub limits: RequestLimits,
 }

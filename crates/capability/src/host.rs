@@ -21,6 +21,8 @@ pub struct Host {
     pub(crate) key_value: key_value::State,
     pub(crate) sqlite: sqlite::State,
     pub(crate) unavailable: unavailable::State,
+    /// What the request may still log; `None` if nothing it logs is kept.
+    log_budget: Option<Arc<wasi::LogBudget>>,
     /// What the instance may allocate. Public for whoever makes the store, which
     /// must be told where to find it.
     pub limiter: Limiter,
@@ -32,8 +34,15 @@ pub struct Linkers([Linker<Host>; Flavor::ALL.len()]);
 impl Host {
     /// The state of a fresh instance of a component with these grants.
     pub fn new(grants: Arc<Grants>) -> Self {
+        let log_budget = log_budget(&grants);
+        let wasi = grants.wasi.context(&grants.outbound, &grants.limits, log_budget.as_ref());
+        Self::with_context(grants, wasi, log_budget)
+    }
+
+    fn with_context(grants: Arc<Grants>, wasi: WasiCtx, log_budget: Option<Arc<wasi::LogBudget>>) -> Self {
         Self {
-            wasi: grants.wasi.context(&grants.outbound),
+            wasi,
+            log_budget,
             http: WasiHttpCtx::new(),
             http_hooks: outbound_http::Hooks::new(&grants),
             key_value: key_value::State::default(),
@@ -48,8 +57,17 @@ impl Host {
     /// The same for an instance that differs from the component's others, such
     /// as a program that is run once with arguments and a captured output.
     pub fn with_overrides(grants: Arc<Grants>, overrides: wasi::Overrides) -> Self {
-        let wasi = grants.wasi.context_with(&grants.outbound, overrides);
-        Self { wasi, ..Self::new(grants) }
+        let log_budget = log_budget(&grants);
+        let wasi = grants.wasi.context_with(&grants.outbound, &grants.limits, log_budget.as_ref(), overrides);
+        Self::with_context(grants, wasi, log_budget)
+    }
+
+    /// The instance serves another request: what is bounded per request begins anew.
+    pub fn begin_request(&mut self) {
+        self.http_hooks.begin();
+        if let Some(budget) = &self.log_budget {
+            budget.begin(self.grants.limits.log_bytes);
+        }
     }
 
     /// Says how many components have called each other to bring about the
@@ -72,6 +90,15 @@ impl Host {
     pub fn grants(&self) -> &Arc<Grants> {
         &self.grants
     }
+}
+
+fn log_budget(grants: &Grants) -> Option<Arc<wasi::LogBudget>> {
+    if grants.wasi.is_silent() {
+        return None;
+    }
+    let budget = Arc::new(wasi::LogBudget::default());
+    budget.begin(grants.limits.log_bytes);
+    Some(budget)
 }
 
 impl Linkers {

@@ -54,6 +54,6 @@ pub mod variables;
 pub mod wasi;
 
 pub use error::Error;
-pub use grants::Grants;
+pub use grants::{Grants, RequestLimits};
 pub use host::{Host, Linkers};
 pub(crate) use wisp_engine::Flavor;

@@ -8,6 +8,8 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
 
 use crate::{Error, memory};
@@ -17,6 +19,14 @@ use crate::{Error, memory};
 /// The pool reserves address space for all of them (4 GiB each, 4 TiB in all)
 /// and memory for none.
 const DEFAULT_INSTANCES_COUNT: u32 = 1_000;
+
+/// The largest source that is accepted. The largest real guests (Python with
+/// scientific libraries) are about 60 MB.
+const DEFAULT_SOURCE_BYTES: u64 = 256 << 20;
+
+/// How long one component may take to compile. The largest real guests take some
+/// seconds, and a minute on a busy machine.
+const DEFAULT_COMPILE_TIME: Duration = Duration::from_secs(300);
 
 /// Linear memory that a pool slot keeps mapped when its instance is dropped.
 ///
@@ -133,11 +143,22 @@ pub struct EngineConfig {
     pub rewinds: bool,
     /// Emit debug information for native debuggers and profilers.
     pub debug_info: bool,
+    /// The largest source that is accepted.
+    pub max_source_bytes: u64,
+    /// How long one component may take to compile.
+    pub max_compile_time: Duration,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { max_instances_count: DEFAULT_INSTANCES_COUNT, pooling: true, rewinds: true, debug_info: false }
+        Self {
+            max_instances_count: DEFAULT_INSTANCES_COUNT,
+            pooling: true,
+            rewinds: true,
+            debug_info: false,
+            max_source_bytes: DEFAULT_SOURCE_BYTES,
+            max_compile_time: DEFAULT_COMPILE_TIME,
+        }
     }
 }
 

@@ -3,10 +3,11 @@
 //! # Preemption
 //!
 //! Compiled code looks at an epoch counter in every loop and function. A thread
-//! advances it every [`EPOCH_TICK_MS`]; code that sees it change asks whether
-//! its [`Slice`] is used up, and gives way if so. When nothing has run for a
-//! while the thread ticks slowly ([`IDLE_TICK_MS`]), so that an idle process
-//! sleeps; the first guest to run wakes it.
+//! advances it; code that sees it change asks whether its [`Slice`] is used up, and
+//! gives way if so. Each tick interrupts a core, so there are no more than are of use:
+//! [`EPOCH_TICK_MS`] apart while guests wait for each other, [`CALM_TICK_MS`] while
+//! none does, and [`IDLE_TICK_MS`] when nothing has run for a while, so that an idle
+//! process sleeps. The first guest to run wakes the thread.
 //!
 //! # Measuring
 //!
@@ -38,6 +39,11 @@ use crate::memory::MemoryPools;
 /// slices and time limits.
 pub const EPOCH_TICK_MS: u64 = 1;
 
+/// The tick while no guest waits for another one to give way: how much longer than a
+/// slice the first one of a kind may keep its worker. A tick each millisecond would cost
+/// small requests some hundredths.
+const CALM_TICK_MS: u64 = 4;
+
 /// How long a guest runs before others have a turn: what a request that waits
 /// for a thread may lose to one that computes.
 pub const SLICE: Duration = Duration::from_millis(1);
@@ -47,7 +53,7 @@ pub const SLICE: Duration = Duration::from_millis(1);
 const IDLE_TICK_MS: u64 = 50;
 
 /// After how many ticks without a guest the clock slows down.
-const IDLE_AFTER_TICKS_COUNT: u32 = 100;
+const IDLE_AFTER_TICKS_COUNT: u32 = 25;
 
 /// A poll that took longer may have been interrupted by another thread.
 const SUSPECT_NS: u64 = 200_000;
@@ -69,7 +75,23 @@ pub struct Slice {
     start: Instant,
 }
 
+/// What is known of a poll when it is over.
+#[derive(Clone, Copy, Debug)]
+pub struct SliceEnd {
+    /// The CPU time that it took, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Whether the guest gave way because its slice was used up.
+    pub is_used_up: bool,
+    /// When it ended.
+    pub at: Instant,
+}
+
 impl Slice {
+    /// When it began.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
     /// Begins to measure.
     pub fn begin() -> Self {
         let start = Instant::now();
@@ -83,19 +105,18 @@ impl Slice {
         Self { start }
     }
 
-    /// Ends it: the CPU time in nanoseconds, and whether the guest gave way
-    /// because its slice was used up.
-    pub fn end(self) -> (u64, bool) {
+    /// Ends it.
+    pub fn end(self) -> SliceEnd {
         SLICE_START.set(None);
         let end = Instant::now();
         let elapsed_ns =
             u64::try_from(end.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
         if elapsed_ns < SUSPECT_NS {
-            return (elapsed_ns, SLICE_USED_UP.get());
+            return SliceEnd { cpu_ns: elapsed_ns, is_used_up: SLICE_USED_UP.get(), at: end };
         }
         let cpu_ns = cpu_since_reading_ns();
         READING.set(None);
-        (elapsed_ns.min(cpu_ns), SLICE_USED_UP.get())
+        SliceEnd { cpu_ns: elapsed_ns.min(cpu_ns), is_used_up: SLICE_USED_UP.get(), at: end }
     }
 }
 
@@ -137,6 +158,8 @@ pub struct Pulse {
 struct PulseState {
     has_beaten: AtomicBool,
     is_slow: AtomicBool,
+    /// Guests wait for others to give way.
+    is_pressed: AtomicBool,
     clock: std::sync::OnceLock<Thread>,
 }
 
@@ -146,8 +169,16 @@ impl Pulse {
             inner: Arc::new(PulseState {
                 has_beaten: AtomicBool::new(false),
                 is_slow: AtomicBool::new(false),
+                is_pressed: AtomicBool::new(false),
                 clock: std::sync::OnceLock::new(),
             }),
+        }
+    }
+
+    /// Guests wait for others to give way: slices should end on time.
+    pub fn press(&self) {
+        if !self.inner.is_pressed.load(Ordering::Relaxed) {
+            self.inner.is_pressed.store(true, Ordering::Relaxed);
         }
     }
 
@@ -194,7 +225,9 @@ impl EpochTicker {
                     quiet_ticks_count = quiet_ticks_count.saturating_add(1);
                 }
                 if quiet_ticks_count < IDLE_AFTER_TICKS_COUNT {
-                    std::thread::sleep(Duration::from_millis(EPOCH_TICK_MS));
+                    let is_pressed = state.is_pressed.swap(false, Ordering::Relaxed);
+                    let tick_ms = if is_pressed { EPOCH_TICK_MS } else { CALM_TICK_MS };
+                    std::thread::sleep(Duration::from_millis(tick_ms));
                 } else {
                     state.is_slow.store(true, Ordering::SeqCst);
                     // A beat between the two is seen here, one after it unparks.

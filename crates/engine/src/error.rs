@@ -62,6 +62,12 @@ pub enum Error {
         /// The limit.
         max_bytes: u64,
     },
+    /// Compiling took longer than it may.
+    #[error("the component was not compiled within {limit:?}")]
+    CompileTime {
+        /// The limit.
+        limit: std::time::Duration,
+    },
     /// The engine itself cannot start.
     #[error("the WebAssembly engine does not start: {cause}")]
     Configuration {
@@ -83,6 +89,7 @@ impl Error {
             Self::Read { .. } => "WISP-E0207",
             Self::TooLarge { .. } => "WISP-E0208",
             Self::Configuration { .. } => "WISP-E0209",
+            Self::CompileTime { .. } => "WISP-E0210",
         }
     }
 
@@ -110,7 +117,12 @@ impl Error {
                 "name a folder that can be written with `--cache-dir`, or use `--disable-cache`".into()
             }
             Self::Read { .. } => "build the app first, or correct `source` in the manifest".into(),
-            Self::TooLarge { .. } => "strip debug information from the component".into(),
+            Self::TooLarge { .. } => {
+                "strip debug information from the component, or raise `--max-source-bytes`".into()
+            }
+            Self::CompileTime { .. } => {
+                "make the component smaller, its functions above all, or raise `--max-compile-time`".into()
+            }
             Self::Configuration { .. } => {
                 "a limit of the operating system on address space (`ulimit -v`) may be too low; \
                  `--disable-pooling` needs far less of it"

@@ -41,6 +41,7 @@
 //! A file in the store that is truncated, altered or of another engine fails
 //! step 2 and is compiled again; it is never loaded.
 
+mod compile;
 mod config;
 mod cores;
 mod digest;
@@ -58,10 +59,11 @@ mod rewind;
 mod source_index;
 mod usage;
 
+pub use compile::lower_priority;
 pub use config::{EngineConfig, Flavor};
 pub use cores::cores_count;
 pub use digest::Digest;
-pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, preempt};
+pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, SliceEnd, preempt};
 pub use error::Error;
 pub use file_identity::FileIdentity;
 pub use image_store::ImageStore;

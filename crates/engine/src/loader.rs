@@ -18,7 +18,7 @@ use std::{
 use wasmtime::component::Component;
 
 use crate::{
-    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse,
+    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse, compile,
     cores::cores_count,
     epoch::EpochTicker,
     heap,
@@ -32,10 +32,6 @@ use crate::{
     rewind,
 };
 
-/// The largest source that is accepted. The largest real guests (Python with
-/// scientific libraries) are about 60 MB.
-const MAX_SOURCE_BYTES: u64 = 256 << 20;
-
 /// Loads components, for all flavors, with one store of compiled images.
 #[derive(Clone)]
 pub struct Engine {
@@ -44,6 +40,8 @@ pub struct Engine {
     mapped: Arc<MappedImages>,
     memories: Arc<MemoryPools>,
     ticker: Arc<EpochTicker>,
+    max_source_bytes: u64,
+    max_compile_time: Duration,
 }
 
 /// A component that is ready to be linked.
@@ -99,7 +97,15 @@ impl Engine {
         let memories = MemoryPools::new(config.rewinds);
         let ticker = EpochTicker::start(flavors.to_vec(), memories.clone())
             .map_err(|cause| Error::Configuration { cause: cause.into() })?;
-        Ok(Self { flavors, images, mapped: Arc::default(), memories, ticker })
+        Ok(Self {
+            flavors,
+            images,
+            mapped: Arc::default(),
+            memories,
+            ticker,
+            max_source_bytes: config.max_source_bytes,
+            max_compile_time: config.max_compile_time,
+        })
     }
 
     /// The Wasmtime engine of a flavor, to make linkers and stores with.
@@ -167,7 +173,7 @@ impl Engine {
     }
 
     fn read(&self, path: &Path) -> Result<Known, Error> {
-        let (identity, is_settled, bytes) = read_source(path)?;
+        let (identity, is_settled, bytes) = read_source(path, self.max_source_bytes)?;
         let digest = Digest::of(&bytes);
         if let (Some(images), true) = (&self.images, is_settled) {
             images.sources().insert(&identity, digest);
@@ -214,13 +220,18 @@ impl Engine {
 
     fn compile(&self, source: &[u8], digest: Digest) -> Result<LoadedComponent, Error> {
         let started = std::time::Instant::now();
-        let normalized = normalize::normalize(source)?;
-        let prepared = prepare(normalized)?;
-        let Prepared { flavor, component, contents, can_rewind } = &prepared;
-        let (flavor, can_rewind) = (*flavor, *can_rewind);
+        let (flavor, can_rewind, code, contents) = {
+            let (source, engines) = (source.to_vec(), self.flavors.clone());
+            compile::compile(self.max_compile_time, move || {
+                let Prepared { flavor, component, contents, can_rewind } =
+                    prepare(normalize::normalize(&source)?)?;
+                let code = engines[flavor as usize]
+                    .precompile_component(&component)
+                    .map_err(|error| explain_failure(&component, &error))?;
+                Ok((flavor, can_rewind, code, contents))
+            })?
+        };
         let engine = self.wasmtime(flavor);
-        let code =
-            engine.precompile_component(component).map_err(|error| explain_failure(component, &error))?;
         let image = Image { code: &code, contents: contents.as_ref(), can_rewind };
         let loaded = |mapped| LoadedComponent {
             image: self.insert(mapped, flavor, digest),
@@ -346,14 +357,14 @@ fn prepare(normalized: Normalized<'_>) -> Result<Prepared<'_>, Error> {
 
 /// Reads a source, and says which file it was before it was read, and whether that
 /// identity can be relied upon.
-fn read_source(path: &Path) -> Result<(FileIdentity, bool, Vec<u8>), Error> {
+fn read_source(path: &Path, max_bytes: u64) -> Result<(FileIdentity, bool, Vec<u8>), Error> {
     let read_error = |cause| Error::Read { path: path.to_owned(), cause };
     let mut file = File::open(path).map_err(read_error)?;
     let identity = FileIdentity::of(&file).map_err(read_error)?;
     let is_settled = identity.is_settled();
     let size_bytes = identity.size_bytes();
-    if size_bytes > MAX_SOURCE_BYTES {
-        return Err(Error::TooLarge { path: path.to_owned(), size_bytes, max_bytes: MAX_SOURCE_BYTES });
+    if size_bytes > max_bytes {
+        return Err(Error::TooLarge { path: path.to_owned(), size_bytes, max_bytes });
     }
     let mut bytes = Vec::with_capacity(usize::try_from(size_bytes).unwrap_or(0));
     file.read_to_end(&mut bytes).map_err(read_error)?;

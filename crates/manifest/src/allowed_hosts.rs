@@ -212,6 +212,14 @@ impl AllowedHosts {
         Ok(Self { hosts })
     }
 
+    /// Whether anything at all is allowed under this scheme.
+    pub fn allows_scheme(&self, scheme: &str) -> bool {
+        self.hosts.iter().any(|host| match &host.scheme {
+            SchemePattern::Any => true,
+            SchemePattern::Exact(exact) => exact == scheme,
+        })
+    }
+
     /// The entries.
     pub fn iter(&self) -> impl Iterator<Item = &AllowedHost> {
         self.hosts.iter()

@@ -1158,9 +1158,20 @@ impl Checker<'_> {
         let Some(limits) = limits else { return Limits::default() };
         Limits {
             memory_bytes: self.positive("memory_bytes", limits.memory_bytes.as_ref()),
+            table_elements: self.positive("table_elements", limits.table_elements.as_ref()),
+            cpu_time: self.duration("cpu_time", limits.cpu_time.as_ref()),
             request_timeout: self.duration("request_timeout", limits.request_timeout.as_ref()),
             max_concurrent_requests: self
                 .positive("max_concurrent_requests", limits.max_concurrent_requests.as_ref()),
+            request_body_bytes: self.positive("request_body_bytes", limits.request_body_bytes.as_ref()),
+            response_body_bytes: self.positive("response_body_bytes", limits.response_body_bytes.as_ref()),
+            max_handles: self.positive("max_handles", limits.max_handles.as_ref()),
+            max_outbound_requests: self
+                .positive("max_outbound_requests", limits.max_outbound_requests.as_ref()),
+            max_outbound_connections: self
+                .positive("max_outbound_connections", limits.max_outbound_connections.as_ref()),
+            log_bytes: self.positive("log_bytes", limits.log_bytes.as_ref()),
+            log_bytes_per_second: self.positive("log_bytes_per_second", limits.log_bytes_per_second.as_ref()),
         }
     }
 

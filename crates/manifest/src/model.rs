@@ -426,12 +426,30 @@ pub struct Reuse {
 /// given can only tighten it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest memory of one instance.
+    /// The largest memory of one instance, the sum of all of its memories.
     pub memory_bytes: Option<u64>,
+    /// The most elements of one instance's tables together.
+    pub table_elements: Option<u32>,
+    /// The most CPU time of one request.
+    pub cpu_time: Option<Duration>,
     /// The longest time from a request's start to its response's end.
     pub request_timeout: Option<Duration>,
     /// How many requests it handles at once; more wait.
     pub max_concurrent_requests: Option<u32>,
+    /// The largest body of a request.
+    pub request_body_bytes: Option<u64>,
+    /// The largest body of a response.
+    pub response_body_bytes: Option<u64>,
+    /// How many handles an instance may have open.
+    pub max_handles: Option<u32>,
+    /// How many HTTP requests one request may send.
+    pub max_outbound_requests: Option<u32>,
+    /// How many of them may be under way at once.
+    pub max_outbound_connections: Option<u32>,
+    /// How much one request may write to the log.
+    pub log_bytes: Option<u64>,
+    /// How much the component may write to each of its logs in a second, in the long run.
+    pub log_bytes_per_second: Option<u64>,
 }
 
 impl Reuse {
@@ -452,14 +470,66 @@ impl Default for Reuse {
 }
 
 impl Limits {
+    /// What holds where nobody says otherwise; `docs/limits.md` gives the reasons.
+    /// Bodies of requests have the server's limit, concurrent requests the node's.
+    pub const DEFAULT: Self = Self {
+        memory_bytes: Some(1 << 32),
+        table_elements: Some(1_000_000),
+        cpu_time: Some(Duration::from_secs(60)),
+        request_timeout: Some(Duration::from_secs(60 * 60)),
+        max_concurrent_requests: None,
+        request_body_bytes: None,
+        response_body_bytes: Some(10 << 30),
+        max_handles: Some(10_000),
+        max_outbound_requests: Some(1_000),
+        max_outbound_connections: Some(100),
+        log_bytes: Some(16 << 20),
+        log_bytes_per_second: Some(4 << 20),
+    };
+
     /// These limits, with `defaults` where there are none.
     #[must_use]
     pub fn or(self, defaults: Self) -> Self {
+        self.combine(defaults, Choice { of_u64: Option::or, of_u32: Option::or, of_time: Option::or })
+    }
+
+    /// These limits, tightened to `ceilings`.
+    #[must_use]
+    pub fn within(self, ceilings: Self) -> Self {
+        self.combine(ceilings, Choice { of_u64: least, of_u32: least, of_time: least })
+    }
+
+    fn combine(self, other: Self, choice: Choice) -> Self {
+        let Choice { of_u64, of_u32, of_time } = choice;
         Self {
-            memory_bytes: self.memory_bytes.or(defaults.memory_bytes),
-            request_timeout: self.request_timeout.or(defaults.request_timeout),
-            max_concurrent_requests: self.max_concurrent_requests.or(defaults.max_concurrent_requests),
+            memory_bytes: of_u64(self.memory_bytes, other.memory_bytes),
+            table_elements: of_u32(self.table_elements, other.table_elements),
+            cpu_time: of_time(self.cpu_time, other.cpu_time),
+            request_timeout: of_time(self.request_timeout, other.request_timeout),
+            max_concurrent_requests: of_u32(self.max_concurrent_requests, other.max_concurrent_requests),
+            request_body_bytes: of_u64(self.request_body_bytes, other.request_body_bytes),
+            response_body_bytes: of_u64(self.response_body_bytes, other.response_body_bytes),
+            max_handles: of_u32(self.max_handles, other.max_handles),
+            max_outbound_requests: of_u32(self.max_outbound_requests, other.max_outbound_requests),
+            max_outbound_connections: of_u32(self.max_outbound_connections, other.max_outbound_connections),
+            log_bytes: of_u64(self.log_bytes, other.log_bytes),
+            log_bytes_per_second: of_u64(self.log_bytes_per_second, other.log_bytes_per_second),
         }
+    }
+}
+
+/// How one of two limits is chosen, for each type that limits have.
+struct Choice {
+    of_u64: fn(Option<u64>, Option<u64>) -> Option<u64>,
+    of_u32: fn(Option<u32>, Option<u32>) -> Option<u32>,
+    of_time: fn(Option<Duration>, Option<Duration>) -> Option<Duration>,
+}
+
+/// The smaller of two bounds, where either may be missing.
+fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

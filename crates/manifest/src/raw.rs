@@ -155,13 +155,36 @@ table! {
 table! {
     /// Limits of a component.
     closed struct Limits {
-        /// The largest memory of one instance, in bytes.
+        /// The largest memory of one instance, in bytes, the sum of all of its
+        /// memories: 4 GiB if not given.
         memory_bytes: Option<At<u64>>,
+        /// The most elements of one instance's tables together: a million if not
+        /// given.
+        table_elements: Option<At<u32>>,
+        /// The most CPU time of one request, such as `"500ms"`: a minute if not
+        /// given.
+        cpu_time: Option<At<String>>,
         /// The longest time from a request's start to its response's end, such
-        /// as `"30s"`.
+        /// as `"30s"`: an hour if not given.
         request_timeout: Option<At<String>>,
         /// How many requests the component handles at once; more wait.
         max_concurrent_requests: Option<At<u32>>,
+        /// The largest body of a request, in bytes; larger ones get 413.
+        request_body_bytes: Option<At<u64>>,
+        /// The largest body of a response, in bytes: 10 GiB if not given.
+        response_body_bytes: Option<At<u64>>,
+        /// How many handles (resources of the host, and of the component itself)
+        /// an instance may have open: 10,000 if not given.
+        max_handles: Option<At<u32>>,
+        /// How many HTTP requests one request may send: 1,000 if not given.
+        max_outbound_requests: Option<At<u32>>,
+        /// How many of them may be under way at once: 100 if not given.
+        max_outbound_connections: Option<At<u32>>,
+        /// How many bytes one request may write to the log: 16 MiB if not given.
+        log_bytes: Option<At<u64>>,
+        /// How many bytes the component may write to each of its two logs in a
+        /// second, in the long run: 4 MiB if not given.
+        log_bytes_per_second: Option<At<u64>>,
     }
 }
 

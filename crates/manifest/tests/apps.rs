@@ -97,6 +97,7 @@ fn everything_at_once() {
             memory_bytes: Some(67_108_864),
             request_timeout: Some(Duration::from_secs(30)),
             max_concurrent_requests: Some(8),
+            ..Limits::default()
         }
     );
     assert_eq!(app.components["auth"].wisp.reuse, Some(Reuse::default()));

@@ -202,6 +202,7 @@ impl Node {
         let Some(entry) = self.table.remove(host.as_str()) else { return };
         entry.mark_removed();
         self.mapped.forget(&entry);
+        self.runtime.commons().forget(host.as_str());
         self.unmap(&entry);
         self.runtime.commons().forget(host.as_str());
         let mut state = entry.state();

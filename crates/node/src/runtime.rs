@@ -13,13 +13,13 @@ use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use wisp_capability::{
-    Grants, Linkers, key_value, outbound,
+    Grants, Linkers, RequestLimits, key_value, outbound,
     outbound_http::{self, LocalSlot},
     sqlite,
     variables::{self, Providers, Resolver},
     wasi::{self, LogSettings, LogSink, Logs, StandardStream, files},
 };
-use wisp_engine::{Engine, FileIdentity, ImageStore, LoadedComponent, MappedTotals, Origin};
+use wisp_engine::{Engine, FileIdentity, ImageStore, InstanceLimits, LoadedComponent, MappedTotals, Origin};
 use wisp_manifest::{
     allowed_hosts::{AllowedHosts, BlockedNetworks},
     id::ComponentId,
@@ -330,6 +330,14 @@ impl Runtime {
     ) -> Result<ComponentSpec, Error> {
         let component = wanted.component;
         let id = component.id.as_arc();
+        let limits = limits(component, app, settings);
+        let log = |stream| {
+            let sink = self.log(settings, id, stream)?;
+            Ok::<_, Error>(match limits.log_bytes_per_second {
+                Some(bytes_per_second) => sink.with_rate(bytes_per_second),
+                None => sink,
+            })
+        };
         let mut environment = component.environment.clone();
         environment.extend(settings.environment.iter().cloned());
         let wasi = wasi::Grant::new(
@@ -339,8 +347,8 @@ impl Runtime {
                 arguments: Vec::new(),
                 mounts: provided.mounts,
                 may_write: settings.may_write_files,
-                stdout: self.log(settings, id, StandardStream::Stdout)?,
-                stderr: self.log(settings, id, StandardStream::Stderr)?,
+                stdout: log(StandardStream::Stdout)?,
+                stderr: log(StandardStream::Stderr)?,
             },
         )?;
         let grants = Grants {
@@ -357,14 +365,14 @@ impl Runtime {
             ),
             outbound_http: outbound_http::Grant::new(id, &self.client, local.clone()),
             ai_models: component.ai_models.iter().cloned().collect(),
+            limits: request_limits(&limits),
         };
-        let limits = component.wisp.limits.or(app.wisp.limits);
         Ok(ComponentSpec {
             loaded,
             grants: Arc::new(grants),
             executor: wanted.executor.clone(),
             reuse: component.wisp.reuse.or(settings.reuse),
-            limits: component_limits(&limits, settings),
+            limits: component_limits(&limits),
             kept,
         })
     }
@@ -523,23 +531,38 @@ fn report_compiling(id: &ComponentId, loaded: &LoadedComponent) {
 
 /// What bounds a component: what its author asks for can only tighten what the
 /// operator allows.
-fn component_limits(limits: &Limits, settings: &AppSettings) -> ComponentLimits {
-    let mut bounds = ComponentLimits::default();
-    if let Some(bytes) = least(limits.memory_bytes, settings.max_memory_bytes) {
-        bounds.instance.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-    }
-    if let Some(timeout) = least(limits.request_timeout, settings.request_timeout) {
-        bounds.request_timeout = timeout;
-    }
-    bounds.max_concurrent_requests_count =
-        limits.max_concurrent_requests.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
-    bounds
+fn limits(component: &Component, app: &App, settings: &AppSettings) -> Limits {
+    component.wisp.limits.or(app.wisp.limits).or(Limits::DEFAULT).within(settings.ceilings)
 }
 
-/// The smaller of two bounds, where either may be missing.
-fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
+fn component_limits(limits: &Limits) -> ComponentLimits {
+    let unbounded = ComponentLimits::default();
+    ComponentLimits {
+        instance: InstanceLimits {
+            memory_bytes: count(limits.memory_bytes, unbounded.instance.memory_bytes),
+            table_elements_count: count(limits.table_elements, unbounded.instance.table_elements_count),
+        },
+        cpu_time: limits.cpu_time.unwrap_or(unbounded.cpu_time),
+        request_timeout: limits.request_timeout.unwrap_or(unbounded.request_timeout),
+        max_concurrent_requests_count: limits.max_concurrent_requests.map(|limit| count(Some(limit), 0)),
+        max_request_body_bytes: limits.request_body_bytes.unwrap_or(unbounded.max_request_body_bytes),
+        max_response_body_bytes: limits.response_body_bytes.unwrap_or(unbounded.max_response_body_bytes),
+        max_handles_count: count(limits.max_handles, unbounded.max_handles_count),
     }
+}
+
+fn request_limits(limits: &Limits) -> RequestLimits {
+    let unbounded = RequestLimits::default();
+    RequestLimits {
+        outbound_requests_count: limits.max_outbound_requests.unwrap_or(unbounded.outbound_requests_count),
+        outbound_connections_count: limits
+            .max_outbound_connections
+            .unwrap_or(unbounded.outbound_connections_count),
+        log_bytes: limits.log_bytes.unwrap_or(unbounded.log_bytes),
+    }
+}
+
+/// A limit as this machine counts; what it cannot count to is no limit.
+fn count<T: TryInto<usize>>(limit: Option<T>, otherwise: usize) -> usize {
+    limit.map_or(otherwise, |limit| limit.try_into().unwrap_or(usize::MAX))
 }

@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use wisp_capability::wasi::logs::Follow;
 use wisp_engine::EngineConfig;
-use wisp_manifest::{model::Reuse, runtime_config::RuntimeConfig};
+use wisp_manifest::{
+    model::{Limits, Reuse},
+    runtime_config::RuntimeConfig,
+};
 use wisp_trigger::http::CommonsSettings;
 
 /// Settings of a process: what all of its apps share.
@@ -44,10 +47,8 @@ pub struct AppSettings {
     pub direct_mounts: bool,
     /// Let components change their files.
     pub may_write_files: bool,
-    /// The largest linear memory of an instance.
-    pub max_memory_bytes: Option<u64>,
-    /// The longest time a request may take.
-    pub request_timeout: Option<Duration>,
+    /// What components may have at most, whatever their authors ask for.
+    pub ceilings: Limits,
     /// Reuse instances also of components that did not ask for it.
     pub reuse: Option<Reuse>,
     /// Set these keys before serving: label, key, value.

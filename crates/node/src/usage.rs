@@ -11,9 +11,7 @@ const SECONDS: [Counter; 4] = [
     ("wisp_cpu_seconds_total", "CPU time of guests and of the host functions that they called.", |sums| {
         sums.cpu_ns
     }),
-    ("wisp_instantiate_seconds_total", "Time to make instances; part of the CPU time.", |sums| {
-        sums.instantiate_ns
-    }),
+    ("wisp_instantiate_seconds_total", "Time to make instances.", |sums| sums.instantiate_ns),
     ("wisp_wait_seconds_total", "Time that guests waited for host calls or for their clients.", |sums| {
         sums.wait_ns
     }),

@@ -219,6 +219,11 @@ impl Grant {
         }
     }
 
+    /// Whether the component may open TCP connections by itself.
+    pub(crate) fn may_connect(&self) -> bool {
+        self.inner.allowed.allows_scheme("tcp")
+    }
+
     /// The right to open one more connection, under the process's bound and
     /// under the family's own if it has one.
     ///

@@ -7,7 +7,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions};
 
 use super::{SELF_AUTHORITY, is_forbidden_header, send};
-use crate::{Grants, Host};
+use crate::Host;
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -41,10 +41,10 @@ impl interface::Host for Host {
             Ok(request) => request,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let depth = self.http_hooks.depth();
-        let Grants { outbound, outbound_http, .. } = &**self.grants();
-        let options = RequestOptions::default();
-        let sent = send(outbound.clone(), outbound_http.clone(), request, options, depth).await;
+        let sent = match self.http_hooks.begin_request() {
+            Ok(sending) => send(sending, request, RequestOptions::default()).await,
+            Err(error) => Err(error),
+        };
         let response = match sent {
             // The rest of the request is sent while the response is read.
             Ok((response, _request_sent)) => response,

@@ -29,11 +29,17 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Linker;
 use wasmtime_wasi_http::{
     Error as HttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
@@ -95,11 +101,43 @@ impl Default for Grant {
 pub struct Hooks {
     grants: Arc<Grants>,
     depth: LocalDepth,
+    /// Requests that were sent since the guest's own began.
+    requests_count: u32,
+    /// Those to the network that are under way; made by the first of them.
+    open: Option<Arc<Semaphore>>,
 }
 
 impl Hooks {
     pub(crate) fn new(grants: &Arc<Grants>) -> Self {
-        Self { grants: grants.clone(), depth: LocalDepth::default() }
+        Self { grants: grants.clone(), depth: LocalDepth::default(), requests_count: 0, open: None }
+    }
+
+    /// The instance serves another request.
+    pub(crate) fn begin(&mut self) {
+        self.requests_count = 0;
+    }
+
+    /// Counts a request, and says what it needs to be sent.
+    pub(super) fn begin_request(&mut self) -> Result<Sending, HttpError> {
+        let Grants { outbound, outbound_http, limits, .. } = &*self.grants;
+        let limit_count = limits.outbound_requests_count;
+        if self.requests_count >= limit_count {
+            let component = outbound.component().clone();
+            outbound.log(&Error::OutboundRequests { component, limit_count });
+            return Err(HttpError::HttpRequestDenied);
+        }
+        self.requests_count += 1;
+        let open = self.open.get_or_insert_with(|| {
+            let count = usize::try_from(limits.outbound_connections_count).unwrap_or(usize::MAX);
+            Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
+        });
+        Ok(Sending {
+            outbound: outbound.clone(),
+            grant: outbound_http.clone(),
+            depth: self.depth,
+            open: open.clone(),
+            open_limit_count: limits.outbound_connections_count,
+        })
     }
 
     /// An instance that serves several requests at once is as deep as the
@@ -107,9 +145,26 @@ impl Hooks {
     pub(crate) fn set_depth(&mut self, depth: LocalDepth) {
         self.depth = self.depth.max(depth);
     }
+}
 
-    pub(crate) fn depth(&self) -> LocalDepth {
-        self.depth
+/// What a request needs to be sent.
+pub(super) struct Sending {
+    outbound: outbound::Grant,
+    grant: Grant,
+    depth: LocalDepth,
+    open: Arc<Semaphore>,
+    open_limit_count: u32,
+}
+
+impl Sending {
+    /// A place among the requests under way.
+    fn open(&self) -> Result<OwnedSemaphorePermit, HttpError> {
+        self.open.clone().try_acquire_owned().map_err(|_| {
+            let component = self.outbound.component().clone();
+            let limit_count = self.open_limit_count;
+            self.outbound.log(&Error::OutboundConnections { component, limit_count });
+            HttpError::ConnectionLimitReached
+        })
     }
 }
 
@@ -147,23 +202,23 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _response_read: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, RequestSent), HttpError>> + Send> {
-        let Grants { outbound, outbound_http, .. } = &*self.grants;
-        let options = options.unwrap_or_default();
-        Box::new(send(outbound.clone(), outbound_http.clone(), request, options, self.depth))
+        match self.begin_request() {
+            Ok(sending) => Box::new(send(sending, request, options.unwrap_or_default())),
+            Err(error) => Box::new(std::future::ready(Err(error))),
+        }
     }
 }
 
 /// Sends a component's request to wherever it leads.
 async fn send(
-    outbound: outbound::Grant,
-    grant: Grant,
+    sending: Sending,
     request: Request<WasiBody>,
     options: RequestOptions,
-    depth: LocalDepth,
 ) -> Result<(Response<WasiBody>, RequestSent), HttpError> {
+    let Sending { outbound, grant, depth, .. } = &sending;
     let destination = destination_of(&request)?;
     if let Some(target) = local_target(&destination.host) {
-        check_local(&outbound, &destination.scheme, &target)?;
+        check_local(outbound, &destination.scheme, &target)?;
         let Some(depth) = depth.deeper() else {
             let component = outbound.component().clone();
             outbound.log(&Error::LocalCallDepth { component, limit_count: MAX_LOCAL_DEPTH_COUNT });
@@ -172,9 +227,45 @@ async fn send(
         return grant.send_local(target, request, options, depth).await;
     }
     outbound.check(&destination).map_err(|_| HttpError::HttpRequestDenied)?;
+    let place = sending.open()?;
     let Inner { number, client, tls, .. } = &*grant.inner;
-    let sender = Sender { client: *number, outbound: &outbound, tls };
-    client.send(sender, destination, request, options).await
+    let sender = Sender { client: *number, outbound, tls };
+    let (response, request_sent) = client.send(sender, destination, request, options).await?;
+    let response = response.map(|body| {
+        let place = (!body.is_end_stream()).then_some(place);
+        WithPlace { body, place }.boxed_unsync()
+    });
+    Ok((response, request_sent))
+}
+
+/// A response's body that keeps a place among the requests under way, until its end.
+struct WithPlace {
+    body: WasiBody,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Body for WithPlace {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
+            self.place = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn destination_of(request: &Request<WasiBody>) -> Result<Destination, HttpError> {

@@ -29,6 +29,12 @@ use crate::outbound::Limits;
 type Answer = Response<WasiBody>;
 type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
 
+/// What a request needs that is bounded by nothing but its grants.
+fn sending(outbound: outbound::Grant, grant: Grant, depth: LocalDepth) -> Sending {
+    let open = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+    Sending { outbound, grant, depth, open, open_limit_count: u32::MAX }
+}
+
 /// How a [`Server`] speaks.
 enum Speech {
     Http1,
@@ -141,7 +147,7 @@ impl Guest {
 
     async fn send(&self, request: Request<WasiBody>, options: RequestOptions) -> Result<Answer, HttpError> {
         let (outbound, grant) = (self.outbound.clone(), self.grant.clone());
-        let sent = send(outbound, grant, request, options, LocalDepth::default()).await;
+        let sent = send(sending(outbound, grant, LocalDepth::default()), request, options).await;
         sent.map(|(response, _)| response)
     }
 
@@ -725,7 +731,7 @@ impl LocalDispatch for Circle {
             if request.uri().path() == "/leaf" {
                 return Ok(Response::new(text("leaf")));
             }
-            let sent = send(outbound, grant, request, RequestOptions::default(), depth).await;
+            let sent = send(sending(outbound, grant, depth), request, RequestOptions::default()).await;
             sent.map(|(response, _)| response)
         }
         .boxed()

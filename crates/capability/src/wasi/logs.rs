@@ -29,7 +29,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
@@ -42,6 +42,15 @@ use crate::Error;
 /// Longest line in bytes; a longer one is broken. Bounds what an instance
 /// buffers for a guest that never writes a line feed.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
+
+/// How much of the queue a message takes at least, in bytes: as much as handling it
+/// costs more than its bytes. Keeps a flood of short lines from taking the places of
+/// all other components.
+const MESSAGE_COST_BYTES: usize = 512;
+
+/// How much a component may write at once beyond its rate, as time at that rate. A
+/// start-up or an error is noisy for a moment.
+const RATE_BURST: Duration = Duration::from_secs(4);
 
 /// How much one component's stream may have in the queue: enough for a burst
 /// of some ten thousand lines, and little beside what an instance takes.
@@ -117,6 +126,26 @@ pub struct Logs {
 #[derive(Clone, Default)]
 pub struct LogSink {
     inner: Option<Arc<Sink>>,
+    /// What the request may still write, where it is bounded.
+    budget: Option<Arc<LogBudget>>,
+}
+
+/// How many bytes a request may still write to its logs.
+#[derive(Debug, Default)]
+pub struct LogBudget(AtomicU64);
+
+impl LogBudget {
+    /// A request that may write this much begins.
+    pub fn begin(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let rest = self.0.load(Ordering::Relaxed).checked_sub(bytes);
+        self.0.store(rest.unwrap_or(0), Ordering::Relaxed);
+        rest.is_some()
+    }
 }
 
 struct Sink {
@@ -127,6 +156,12 @@ struct Sink {
     prefix: Option<String>,
     queued_bytes: AtomicUsize,
     dropped_lines: AtomicU64,
+    /// Bytes per second in the long run; zero is no bound.
+    rate_bytes: AtomicU64,
+    /// When all that was written would have been written at that rate, in nanoseconds
+    /// since the sink was made.
+    rate_ns: AtomicU64,
+    start: Instant,
     /// Told when there is room in the queue again.
     room: Notify,
 }
@@ -217,9 +252,12 @@ impl Logs {
             prefix: is_followed.then(|| prefix(name, is_terminal)),
             queued_bytes: AtomicUsize::new(0),
             dropped_lines: AtomicU64::new(0),
+            rate_bytes: AtomicU64::new(0),
+            rate_ns: AtomicU64::new(0),
+            start: Instant::now(),
             room: Notify::new(),
         };
-        LogSink { inner: Some(Arc::new(sink)) }
+        LogSink { inner: Some(Arc::new(sink)), budget: None }
     }
 
     /// Waits, for a bounded time, until what was queued before is written.
@@ -350,12 +388,12 @@ impl Message {
         match self {
             Self::Lines { sink, lines } => {
                 writer.write(&sink, &lines);
-                sink.give_back(lines.len());
+                sink.give_back(lines.len().max(MESSAGE_COST_BYTES));
                 let dropped = sink.dropped_lines.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
                     let note = format!(
-                        "wisp: {dropped} lines were dropped here, since they came faster than they could be \
-                         written\n"
+                        "wisp: {dropped} lines were dropped here (WISP-E0356), since they came faster than \
+                         they could be written or than the component's limits allow\n"
                     );
                     writer.write(&sink, note.as_bytes());
                 }
@@ -371,9 +409,9 @@ impl Message {
 impl Sink {
     /// Queues complete lines, or counts them as dropped.
     fn send(self: &Arc<Self>, lines: Vec<u8>) {
-        let length = lines.len();
+        let length = lines.len().max(MESSAGE_COST_BYTES);
         let queued = self.queued_bytes.fetch_add(length, Ordering::Relaxed);
-        if queued + length <= STREAM_QUEUE_BYTES {
+        if queued + length <= STREAM_QUEUE_BYTES && self.is_within_rate(lines.len()) {
             match self.queue.try_send(Message::Lines { sink: self.clone(), lines }) {
                 Ok(()) => return,
                 Err(refused) => {
@@ -388,6 +426,23 @@ impl Sink {
             self.count_dropped(&lines);
         }
         self.give_back(length);
+    }
+
+    /// Whether so much more is within the component's rate, which it then counts for.
+    fn is_within_rate(&self, bytes: usize) -> bool {
+        let rate_bytes = self.rate_bytes.load(Ordering::Relaxed);
+        if rate_bytes == 0 {
+            return true;
+        }
+        let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = nanoseconds(self.start.elapsed());
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let cost_ns = bytes.saturating_mul(1_000_000_000) / rate_bytes;
+        let next = |at_ns: u64| {
+            let then_ns = at_ns.max(now_ns).saturating_add(cost_ns);
+            (then_ns <= now_ns.saturating_add(nanoseconds(RATE_BURST))).then_some(then_ns)
+        };
+        self.rate_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 
     fn count_dropped(&self, lines: &[u8]) {
@@ -425,6 +480,21 @@ impl LogSink {
         self.inner.is_none()
     }
 
+    /// Lets so much through per second in the long run, for all who write here.
+    #[must_use]
+    pub fn with_rate(self, bytes_per_second: u64) -> Self {
+        if let Some(sink) = &self.inner {
+            sink.rate_bytes.store(bytes_per_second.max(1), Ordering::Relaxed);
+        }
+        self
+    }
+
+    /// The same for one instance, whose requests have a budget.
+    #[must_use]
+    pub fn with_budget(&self, budget: &Arc<LogBudget>) -> Self {
+        Self { inner: self.inner.clone(), budget: Some(budget.clone()) }
+    }
+
     /// A new end for a guest to write to.
     pub fn open(&self) -> LogStream {
         LogStream { sink: self.clone(), partial: Vec::new(), waiting: None, gave_up: false }
@@ -435,6 +505,13 @@ impl LogStream {
     /// Takes bytes and passes on the lines that they complete.
     fn take(&mut self, mut bytes: &[u8]) {
         let Some(sink) = &self.sink.inner else { return };
+        if let Some(budget) = &self.sink.budget
+            && !budget.take(bytes.len())
+        {
+            // What is left of the budget is not worth a line that is cut off.
+            sink.count_dropped(bytes);
+            return;
+        }
         if let Some(last) = bytes.iter().rposition(|byte| *byte == b'\n') {
             let (complete, rest) = bytes.split_at(last + 1);
             let mut lines = std::mem::take(&mut self.partial);
@@ -599,9 +676,12 @@ mod tests {
             prefix: None,
             queued_bytes: AtomicUsize::new(0),
             dropped_lines: AtomicU64::new(0),
+            rate_bytes: AtomicU64::new(0),
+            rate_ns: AtomicU64::new(0),
+            start: Instant::now(),
             room: Notify::new(),
         };
-        (LogSink { inner: Some(Arc::new(sink)) }, messages, file)
+        (LogSink { inner: Some(Arc::new(sink)), budget: None }, messages, file)
     }
 
     fn written(file: tempfile::NamedTempFile) -> String {
@@ -723,6 +803,38 @@ mod tests {
         let text = written(file);
         assert!(text.len() <= STREAM_QUEUE_BYTES + 200, "{}", text.len());
         assert!(text.contains("lines were dropped here"));
+    }
+
+    #[test]
+    fn a_component_has_a_rate_and_a_request_a_budget() {
+        let (sink, messages, file) = stuck(1000);
+        let sink = sink.with_rate(250);
+        let line = format!("{}\n", "x".repeat(99));
+        // Four seconds' worth may come at once: ten lines of a hundred bytes.
+        let mut stream = sink.open();
+        for _ in 0..30 {
+            stream.take(line.as_bytes());
+        }
+        drop((stream, sink));
+        write_all(&messages);
+        let text = written(file);
+        assert!((10..13).contains(&text.matches("xxx\n").count()), "{text}");
+        assert!(text.contains("lines were dropped here (WISP-E0356)"), "{text}");
+
+        let (sink, messages, file) = stuck(1000);
+        let budget = Arc::new(LogBudget::default());
+        budget.begin(250);
+        let sink = sink.with_budget(&budget);
+        for _ in 0..5 {
+            sink.open().take(line.as_bytes());
+        }
+        budget.begin(100);
+        sink.open().take(line.as_bytes());
+        drop(sink);
+        write_all(&messages);
+        let text = written(file);
+        assert_eq!(text.matches("xxx\n").count(), 3, "{text}");
+        assert!(text.contains("wisp: 3 lines were dropped"), "{text}");
     }
 
     #[tokio::test]

@@ -28,9 +28,9 @@ use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
 
-pub use logs::{Follow, LogSettings, LogSink, LogStream, Logs, StandardStream};
+pub use logs::{Follow, LogBudget, LogSettings, LogSink, LogStream, Logs, StandardStream};
 
-use crate::{Error, Flavor, Host, outbound};
+use crate::{Error, Flavor, Host, RequestLimits, outbound};
 
 /// Registers all of WASI but HTTP: 0.2 always, 0.3 where it can run.
 pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmtime::Result<()> {
@@ -110,23 +110,38 @@ impl Grant {
         })
     }
 
+    /// Whether nothing of what guests write arrives anywhere.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.stdout.is_discarding() && self.stderr.is_discarding()
+    }
+
     /// The context of a fresh instance.
-    pub(crate) fn context(&self, outbound: &outbound::Grant) -> WasiCtx {
-        let is_silent = self.stdout.is_discarding() && self.stderr.is_discarding();
-        let mut context = if is_silent && self.environment.is_empty() && self.arguments.is_empty() {
+    pub(crate) fn context(
+        &self,
+        outbound: &outbound::Grant,
+        limits: &RequestLimits,
+        budget: Option<&Arc<LogBudget>>,
+    ) -> WasiCtx {
+        let mut context = if self.is_silent() && self.environment.is_empty() && self.arguments.is_empty() {
             WasiCtx::default()
         } else {
             let mut builder = WasiCtxBuilder::new();
             builder.envs(&self.environment).args(&self.arguments);
-            builder.stdout(self.stdout.clone()).stderr(self.stderr.clone());
+            builder.stdout(bounded(&self.stdout, budget)).stderr(bounded(&self.stderr, budget));
             builder.build()
         };
-        self.complete(&mut context, outbound);
+        self.complete(&mut context, outbound, limits);
         context
     }
 
     /// The context of a fresh instance that differs from the component's others.
-    pub(crate) fn context_with(&self, outbound: &outbound::Grant, overrides: Overrides) -> WasiCtx {
+    pub(crate) fn context_with(
+        &self,
+        outbound: &outbound::Grant,
+        limits: &RequestLimits,
+        budget: Option<&Arc<LogBudget>>,
+        overrides: Overrides,
+    ) -> WasiCtx {
         let mut builder = WasiCtxBuilder::new();
         builder.envs(&self.environment).envs(&overrides.environment);
         builder.args(if overrides.arguments.is_empty() { &self.arguments } else { &overrides.arguments });
@@ -135,25 +150,32 @@ impl Grant {
         }
         match overrides.stdout {
             Some(stdout) => builder.stdout(stdout),
-            None => builder.stdout(self.stdout.clone()),
+            None => builder.stdout(bounded(&self.stdout, budget)),
         };
-        builder.stderr(self.stderr.clone());
+        builder.stderr(bounded(&self.stderr, budget));
         let mut context = builder.build();
-        self.complete(&mut context, outbound);
+        self.complete(&mut context, outbound, limits);
         context
     }
 
     /// Adds what instances share: open directories and the rules for sockets.
-    fn complete(&self, context: &mut WasiCtx, outbound: &outbound::Grant) {
+    fn complete(&self, context: &mut WasiCtx, outbound: &outbound::Grant, limits: &RequestLimits) {
         if let Some(filesystem) = &self.filesystem {
             *context.filesystem() = filesystem.clone();
         }
-        *context.sockets() = if outbound.limits().sockets().is_some() {
+        *context.sockets() = if outbound.may_connect() {
             // Permits are held per instance, so the rules are too.
-            sockets(outbound.clone(), Some(HeldPermits::default()))
+            sockets(outbound.clone(), Some(HeldPermits::new(limits.outbound_connections_count)))
         } else {
             self.sockets.get_or_init(|| sockets(outbound.clone(), None)).clone()
         };
+    }
+}
+
+fn bounded(sink: &LogSink, budget: Option<&Arc<LogBudget>>) -> LogSink {
+    match budget {
+        Some(budget) => sink.with_budget(budget),
+        None => sink.clone(),
     }
 }
 
@@ -185,7 +207,34 @@ fn open_mounts(
 
 /// Permits of the connections that one instance opened. They are given back
 /// with the instance: what happens to a single socket is not visible here.
-type HeldPermits = Arc<Mutex<Vec<outbound::Permit>>>;
+#[derive(Clone)]
+struct HeldPermits {
+    permits: Arc<Mutex<Vec<outbound::Permit>>>,
+    max_count: u32,
+}
+
+impl HeldPermits {
+    fn new(max_count: u32) -> Self {
+        Self { permits: Arc::default(), max_count }
+    }
+
+    /// Whether the instance may open one more connection, which it then has.
+    fn take(&self, outbound: &outbound::Grant) -> bool {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        if u32::try_from(permits.len()).unwrap_or(u32::MAX) >= self.max_count {
+            let component = outbound.component().clone();
+            outbound.log(&Error::OutboundConnections { component, limit_count: self.max_count });
+            return false;
+        }
+        match outbound.permit(outbound.limits().sockets()) {
+            Ok(permit) => {
+                permits.push(permit);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
 
 fn sockets(outbound: outbound::Grant, permits: Option<HeldPermits>) -> WasiSocketsCtx {
     let mut builder = WasiCtxBuilder::new();
@@ -213,13 +262,7 @@ fn is_socket_use_allowed(
                 return false;
             }
             let Some(permits) = permits else { return true };
-            match outbound.permit(outbound.limits().sockets()) {
-                Ok(permit) => {
-                    permits.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
-                    true
-                }
-                Err(_) => false,
-            }
+            permits.take(outbound)
         }
         SocketAddrUse::UdpBind if is_implicit_bind => true,
         SocketAddrUse::UdpBind | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
@@ -276,10 +319,19 @@ mod tests {
         let connect = |permits: &HeldPermits| {
             is_socket_use_allowed(&outbound, Some(permits), address, SocketAddrUse::TcpConnect)
         };
-        let (one, two) = (HeldPermits::default(), HeldPermits::default());
+        let (one, two) = (HeldPermits::new(9), HeldPermits::new(9));
         assert!(connect(&one) && connect(&two) && !connect(&two));
         drop(one);
         assert!(connect(&two));
+    }
+
+    #[test]
+    fn connections_of_sockets_are_bounded_per_instance() {
+        let outbound = outbound(&["tcp://127.0.0.1:*"], Limits::default());
+        let address: SocketAddr = "127.0.0.1:5000".parse().unwrap();
+        let permits = HeldPermits::new(2);
+        let connect = || is_socket_use_allowed(&outbound, Some(&permits), address, SocketAddrUse::TcpConnect);
+        assert!(connect() && connect() && !connect());
     }
 
     #[test]

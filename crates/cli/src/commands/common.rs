@@ -6,14 +6,74 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use wisp_manifest::{Checked, Diagnostics};
+use wisp_engine::EngineConfig;
+use wisp_manifest::{Checked, Diagnostics, model::Limits};
 
 use crate::{error::Error, output};
 
 /// Idle instances may fill slots of the pool beside running requests; this many
 /// more slots than requests keep one from starving the other.
 pub(crate) const SPARE_INSTANCES_COUNT: u32 = 128;
+
+/// Flags of both commands that serve: what nobody may exceed.
+#[derive(Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct CeilingFlags {
+    /// End a request that takes longer, such as `30s` or `500ms` [default: 1h].
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    request_timeout: Option<Duration>,
+
+    /// End a request that uses more CPU time [default: 60s].
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    max_cpu_time: Option<Duration>,
+
+    /// Largest response body, in bytes [default: 10 GiB].
+    #[arg(long, value_name = "BYTES")]
+    max_response_body: Option<u64>,
+
+    /// Memory of all instances together, in bytes, beyond the first 16 MiB of each
+    /// [default: three quarters of the machine's].
+    #[arg(long, value_name = "BYTES")]
+    max_memory: Option<u64>,
+
+    /// Largest `.wasm` file, in bytes [default: 256 MiB].
+    #[arg(long, value_name = "BYTES")]
+    max_source_bytes: Option<u64>,
+
+    /// How long compiling a component may take [default: 5m].
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    max_compile_time: Option<Duration>,
+}
+
+impl CeilingFlags {
+    /// What components may have at most.
+    pub(crate) fn ceilings(&self, memory_bytes: Option<u64>) -> Limits {
+        Limits {
+            memory_bytes,
+            request_timeout: self.request_timeout,
+            cpu_time: self.max_cpu_time,
+            response_body_bytes: self.max_response_body,
+            ..Limits::default()
+        }
+    }
+
+    /// Memory of all instances together.
+    pub(crate) fn max_memory_bytes(&self) -> u64 {
+        self.max_memory
+            .or_else(|| wisp_node::machine_memory_bytes().map(|bytes| bytes / 4 * 3))
+            .unwrap_or(u64::MAX)
+    }
+
+    /// An engine with these limits, and as it is by default otherwise.
+    pub(crate) fn engine(&self) -> EngineConfig {
+        let mut config = EngineConfig::default();
+        config.max_source_bytes = self.max_source_bytes.unwrap_or(config.max_source_bytes);
+        config.max_compile_time = self.max_compile_time.unwrap_or(config.max_compile_time);
+        config
+    }
+}
 
 /// Resolves at SIGTERM or Ctrl-C. A second one ends the process at once.
 pub(crate) async fn stop_signal() {

@@ -10,7 +10,8 @@ use wisp_node::{Admin, AppSettings, AppsDirectory, Budget, Node, NodeSettings, R
 use wisp_trigger::http::{AdmissionLimits, CommonsSettings, Server, ServerConfig, TlsFiles};
 
 use super::common::{
-    SPARE_INSTANCES_COUNT, parse_duration, parse_listen, stop_signal, unwrap_checked, user_cache_dir,
+    CeilingFlags, SPARE_INSTANCES_COUNT, parse_duration, parse_listen, stop_signal, unwrap_checked,
+    user_cache_dir,
 };
 use crate::{error::Error, output};
 
@@ -57,6 +58,9 @@ pub(crate) struct Serve {
     logs: LogFlags,
 
     #[command(flatten)]
+    ceilings: CeilingFlags,
+
+    #[command(flatten)]
     engine: EngineFlags,
 }
 
@@ -83,10 +87,6 @@ struct HttpFlags {
     /// Largest request body, in bytes; longer ones get 413.
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
     max_request_body: u64,
-
-    /// End a request that takes longer, such as `30s` or `500ms` [default: no limit].
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    request_timeout: Option<Duration>,
 
     /// How long running requests may go on after SIGTERM or Ctrl-C.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
@@ -211,7 +211,7 @@ impl Serve {
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
                 pooling: !self.engine.disable_pooling,
                 rewinds: !self.engine.new_instances,
-                debug_info: false,
+                ..self.ceilings.engine()
             },
             image_dir: Some(match &self.engine.image_dir {
                 Some(folder) => folder.clone(),
@@ -234,7 +234,7 @@ impl Serve {
                 },
                 accounting: !self.engine.no_accounting,
                 server_timing: self.http.server_timing,
-                ..CommonsSettings::default()
+                max_memory_bytes: self.ceilings.max_memory_bytes(),
             },
         })?;
         let node = Node::start(
@@ -244,8 +244,7 @@ impl Serve {
                 state_dir: folder(self.state.state_dir.as_deref(), || own_dir.join("state")),
                 variables_dir: self.state.variables_dir.clone(),
                 app: AppSettings {
-                    max_memory_bytes,
-                    request_timeout: self.http.request_timeout,
+                    ceilings: self.ceilings.ceilings(max_memory_bytes),
                     reuse: self.http.max_instance_reuse_count.map(|max_requests| Reuse {
                         max_requests,
                         idle_timeout: Reuse::DEFAULT_IDLE_TIMEOUT,

@@ -14,8 +14,8 @@ use wisp_node::{AppSettings, Runtime, RuntimeSettings};
 use wisp_trigger::http::{AdmissionLimits, CommonsSettings, HttpApp, OneApp, Server, ServerConfig, TlsFiles};
 
 use super::common::{
-    SPARE_INSTANCES_COUNT, parse_duration, parse_listen, parse_pair, stop_signal, unwrap_checked,
-    user_cache_dir,
+    CeilingFlags, SPARE_INSTANCES_COUNT, parse_duration, parse_listen, parse_pair, stop_signal,
+    unwrap_checked, user_cache_dir,
 };
 use crate::{error::Error, output};
 
@@ -51,6 +51,9 @@ pub(crate) struct Up {
 
     #[command(flatten)]
     logs: LogFlags,
+
+    #[command(flatten)]
+    limits: CeilingFlags,
 
     #[command(flatten)]
     engine: EngineFlags,
@@ -89,10 +92,6 @@ struct HttpFlags {
     /// Largest request body, in bytes; longer ones get 413.
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
     max_request_body: u64,
-
-    /// End a request that takes longer, such as `30s` or `500ms` [default: no limit].
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    request_timeout: Option<Duration>,
 
     /// How long running requests may go on after SIGTERM or Ctrl-C.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
@@ -253,6 +252,7 @@ impl Up {
                 pooling: !self.engine.disable_pooling,
                 rewinds: !self.engine.new_instances,
                 debug_info: self.engine.debug_info,
+                ..self.limits.engine()
             },
             image_dir: (!self.engine.disable_cache).then(|| self.image_dir()),
             runtime_config,
@@ -268,7 +268,7 @@ impl Up {
                 },
                 accounting: !self.engine.no_accounting,
                 server_timing: self.http.server_timing,
-                ..CommonsSettings::default()
+                max_memory_bytes: self.limits.max_memory_bytes(),
             },
         })
         .map_err(|error| Error::Load(error.into()))?;
@@ -332,8 +332,7 @@ impl Up {
             use_variables_providers: true,
             direct_mounts: self.app.direct_mounts,
             may_write_files: self.app.allow_transient_write,
-            max_memory_bytes: self.engine.max_instance_memory.or(configured_memory_bytes),
-            request_timeout: self.http.request_timeout,
+            ceilings: self.limits.ceilings(self.engine.max_instance_memory.or(configured_memory_bytes)),
             reuse: self.http.max_instance_reuse_count.map(|max_requests| Reuse {
                 max_requests,
                 idle_timeout: self.http.idle_instance_timeout.unwrap_or(Reuse::DEFAULT_IDLE_TIMEOUT),

@@ -27,6 +27,7 @@ mod isolation;
 mod key_value;
 mod load;
 mod malformed;
+mod malicious;
 mod outbound;
 mod request_shape;
 mod serve;

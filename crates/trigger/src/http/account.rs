@@ -27,6 +27,11 @@ pub const DEFAULT_WEIGHT: u32 = 100;
 /// what its last few requests were.
 const MEAN_OVER_COUNT: u64 = 8;
 
+/// Shards of one component's sums at most. Few enough that the sums of a hundred
+/// thousand apps fit into memory on a machine with many cores, where some threads then
+/// share a shard.
+const MAX_SHARDS_COUNT: usize = 8;
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -81,7 +86,7 @@ impl Outcome {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
     pub(super) outcome: Outcome,
-    /// Time from admission to the end of guest and response.
+    /// From the beginning of the guest to its end.
     pub(super) total: Duration,
     pub(super) response_bytes: u64,
 }
@@ -93,7 +98,7 @@ pub struct Sums {
     pub requests_count: [u64; Outcome::ALL.len()],
     /// CPU time of guests and the host functions they called, in nanoseconds.
     pub cpu_ns: u64,
-    /// Time to make instances, in nanoseconds; part of the CPU time.
+    /// Time to make instances, in nanoseconds.
     pub instantiate_ns: u64,
     /// Time that guests waited for host calls or their clients, in nanoseconds.
     pub wait_ns: u64,
@@ -107,7 +112,7 @@ pub struct Sums {
     pub peak_memory_bytes: u64,
 }
 
-/// What the requests of one component used: one shard per core.
+/// What the requests of one component used: one shard per core, up to [`MAX_SHARDS_COUNT`].
 pub(super) struct Totals {
     shards: Box<[Shard]>,
 }
@@ -133,7 +138,7 @@ struct Shard {
 
 impl Totals {
     fn new() -> Self {
-        let threads = wisp_engine::cores_count();
+        let threads = wisp_engine::cores_count().min(MAX_SHARDS_COUNT);
         Self { shards: (0..threads).map(|_| Shard::default()).collect() }
     }
 

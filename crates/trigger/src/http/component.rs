@@ -29,6 +29,9 @@ use crate::Error;
 /// Tells clients what their request took, where the operator wants that.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// The largest header block of a response. Common proxies take a tenth of it.
+const MAX_RESPONSE_HEADER_BYTES: usize = 128 << 10;
+
 /// What bounds the requests of one component.
 #[derive(Clone, Copy, Debug)]
 pub struct ComponentLimits {
@@ -274,6 +277,11 @@ impl Component {
         mut guest: Guest,
         is_bodiless: bool,
     ) -> http::Response<ResponseBody> {
+        if header_bytes(response.headers()) > MAX_RESPONSE_HEADER_BYTES {
+            Failure::ResponseHeaders(MAX_RESPONSE_HEADER_BYTES).log(&self.grants.component);
+            guest.set_outcome(Outcome::ResponseSize);
+            return status(StatusCode::INTERNAL_SERVER_ERROR);
+        }
         let content_length = content_length(response.headers());
         let length =
             if is_bodiless { Some(0) } else { response.body().size_hint().exact().or(content_length) };
@@ -338,6 +346,11 @@ pub(super) fn status(code: StatusCode) -> http::Response<ResponseBody> {
 
 fn has_no_body(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
+/// Length of a header block, with what separates its fields.
+fn header_bytes(headers: &http::HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
 /// The length that a message declares for its body.

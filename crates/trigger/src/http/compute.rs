@@ -19,9 +19,10 @@
 //!
 //! [`Task`] is a guest on the lane. It is *idle* while it waits for a host call,
 //! *queued* when it could run, *running* during a slice. Whoever wakes it puts it
-//! into the queue. Host calls and timers belong to the runtime of the worker that
-//! the guest came from, which is entered for each slice. When the client goes away,
-//! the guest is dropped at once, or after the slice it is in.
+//! into the queue. What it waits for from then on (connections, timers, requests to
+//! other components) belongs to a runtime of the lane's own, which is entered for each
+//! slice: a guest that opens connections as fast as it can keeps no worker busy. When
+//! the client goes away, the guest is dropped by the next thread that is free.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -35,7 +36,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::{self, Handle},
+    sync::oneshot,
+};
 use wisp_engine::{Pulse, SLICE, Slice};
 
 use super::{
@@ -43,10 +47,14 @@ use super::{
     body::{GuestFailed, GuestFuture, Reply},
 };
 
-/// Priority of compute threads (`nice`, 0 is a worker's, 19 the least): low enough
-/// that a worker that wakes gets the core at once, not so low that a node whose
+/// How much less priority compute threads have than workers (`nice`, which ends at 19):
+/// enough that a worker that wakes gets the core at once, not so much that a node whose
 /// workers are busy stops computing.
 const NICE: i32 = 15;
+
+/// The same for the thread that waits on behalf of guests on the lane: before those
+/// that compute, behind workers.
+const WAITING_NICE: i32 = 10;
 
 /// The lane's queue and who waits for it.
 pub(super) struct ComputeLane {
@@ -54,6 +62,8 @@ pub(super) struct ComputeLane {
     /// Told when there is work, or none will come any more.
     news: Condvar,
     pulse: Pulse,
+    /// Where guests on the lane wait for connections and timers.
+    runtime: Handle,
     /// What times of tasks are counted from.
     start: Instant,
 }
@@ -65,6 +75,8 @@ struct Queue {
     order: BTreeSet<(u64, u64)>,
     /// Virtual time of the app that had its turn last.
     now_ns: u64,
+    /// Guests to be dropped, which takes time where they have much memory.
+    cancelled: Vec<GuestFuture>,
     is_closed: bool,
 }
 
@@ -78,13 +90,14 @@ struct AppQueue {
 /// The threads of a lane; they end when this is dropped.
 pub(super) struct ComputeThreads {
     lane: Arc<ComputeLane>,
+    /// Ends the lane's runtime when dropped.
+    _end: oneshot::Sender<()>,
 }
 
 /// A guest on the lane.
 pub(super) struct Task {
     lane: Arc<ComputeLane>,
     reply: Reply,
-    runtime: Handle,
     state: AtomicU8,
     is_cancelled: AtomicBool,
     /// Somebody wants to know when the slice that runs has ended.
@@ -112,21 +125,27 @@ const WOKEN: u8 = 3;
 impl ComputeThreads {
     /// Starts the threads.
     pub(super) fn start(count: usize, pulse: Pulse) -> std::io::Result<Self> {
+        let (end, is_to_end) = oneshot::channel::<()>();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        thread::Builder::new().name("wisp-lane".into()).spawn(move || {
+            give_way(WAITING_NICE);
+            // It ends by being dropped, too.
+            drop(runtime.block_on(is_to_end));
+            runtime.shutdown_background();
+        })?;
         let lane = Arc::new(ComputeLane {
             queue: Mutex::default(),
             news: Condvar::new(),
             pulse,
+            runtime: handle,
             start: Instant::now(),
         });
-        let threads = Self { lane };
+        let threads = Self { lane, _end: end };
         for number in 0..count {
             let lane = threads.lane.clone();
             thread::Builder::new().name(format!("wisp-compute-{number}")).spawn(move || {
-                // In Linux this concerns the calling thread. Without it the lane
-                // still shares fairly, and workers wait a little longer.
-                if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-                    tracing::debug!("the priority of a compute thread cannot be lowered: {error}");
-                }
+                give_way(NICE);
                 lane.work();
             })?;
         }
@@ -138,11 +157,19 @@ impl ComputeThreads {
     }
 }
 
+/// Has the kernel prefer other threads to this one.
+fn give_way(nice: i32) {
+    if let Err(error) = wisp_engine::lower_priority(nice) {
+        // The lane still shares fairly, and workers wait a little longer.
+        tracing::debug!("the priority of a compute thread cannot be lowered: {error}");
+    }
+}
+
 impl Drop for ComputeThreads {
     fn drop(&mut self) {
         let mut queue = self.lane.queue();
         queue.is_closed = true;
-        let left = std::mem::take(&mut queue.ready);
+        let left = (std::mem::take(&mut queue.ready), std::mem::take(&mut queue.cancelled));
         drop(queue);
         // Tasks may hold the last reference to what holds this.
         drop(left);
@@ -166,14 +193,28 @@ impl ComputeLane {
 
     fn push(&self, task: Arc<Task>) {
         task.queued_ns.store(self.now_ns(), Ordering::Relaxed);
+        self.pulse.press();
         self.queue().push(task);
         self.news.notify_one();
+    }
+
+    /// Drops a guest, within the runtime: what it held may want to say goodbye.
+    fn bury(&self, guest: GuestFuture) {
+        let _runtime = self.runtime.enter();
+        // A panic would take this thread away from all apps.
+        drop(catch_unwind(AssertUnwindSafe(|| drop(guest))));
     }
 
     /// One compute thread.
     fn work(&self) {
         let mut queue = self.queue();
         loop {
+            if let Some(guest) = queue.cancelled.pop() {
+                drop(queue);
+                self.bury(guest);
+                queue = self.queue();
+                continue;
+            }
             let Some((task, charged_ns)) = queue.pop() else {
                 if queue.is_closed {
                     return;
@@ -242,12 +283,11 @@ impl Queue {
 }
 
 impl Task {
-    /// Puts a guest on the lane, in the context of the runtime that it came from.
+    /// Puts a guest on the lane.
     pub(super) fn start(lane: &Arc<ComputeLane>, reply: &Reply, guest: GuestFuture) -> Arc<Self> {
         let task = Arc::new(Self {
             lane: lane.clone(),
             reply: reply.clone(),
-            runtime: Handle::current(),
             state: AtomicU8::new(QUEUED),
             is_cancelled: AtomicBool::new(false),
             is_awaited: AtomicBool::new(false),
@@ -288,7 +328,10 @@ impl Task {
         if let Ok(mut state) = self.guest.try_lock() {
             let guest = state.guest.take();
             drop(state);
-            drop(guest);
+            if let Some(guest) = guest {
+                self.lane.queue().cancelled.push(guest);
+                self.lane.news.notify_one();
+            }
         }
     }
 
@@ -301,12 +344,12 @@ impl Task {
         let waited_ns = self.lane.now_ns().saturating_sub(self.queued_ns.load(Ordering::Relaxed));
         usage.add_queue(Duration::from_nanos(waited_ns));
         let waker = Waker::from(self.clone());
-        let runtime = self.runtime.enter();
+        let runtime = self.lane.runtime.enter();
         self.lane.pulse.beat();
         let slice = Slice::begin();
         // A panic would take this thread away from all apps.
         let polled = catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(&mut Context::from_waker(&waker))));
-        let (cpu_ns, _) = slice.end();
+        let cpu_ns = slice.end().cpu_ns;
         let used_ns = usage.add_cpu_ns(cpu_ns);
         self.reply.component().count_cpu(cpu_ns);
         let outcome = match polled {
@@ -315,11 +358,11 @@ impl Task {
             Err(_panic) => Some(Err(GuestFailed::Failed)),
         };
         if outcome.is_some() || self.is_cancelled.load(Ordering::SeqCst) {
-            // Within the runtime: what the guest held may want to say goodbye.
-            let guest = state.guest.take();
-            drop(catch_unwind(AssertUnwindSafe(|| drop(guest))));
-            state.outcome = outcome;
             drop(runtime);
+            if let Some(guest) = state.guest.take() {
+                self.lane.bury(guest);
+            }
+            state.outcome = outcome;
             drop(state);
             self.reply.wake();
             return cpu_ns;

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wisp_engine::{SLICE, Slice};
+use wisp_engine::{SLICE, Slice, SliceEnd};
 
 use super::{
     account::{Outcome, Record, wait},
@@ -47,7 +47,10 @@ enum Place {
 /// What is known of a request beside what its instance used.
 struct Bill {
     reply: Reply,
-    start: Instant,
+    /// When the guest began, and when it came to its end: both are known from its
+    /// slices, so that the clock need not be read again.
+    start: Option<Instant>,
+    end: Option<Instant>,
     /// CPU time on this thread, which is not in the shares yet.
     cpu_here_ns: u64,
     response_bytes: u64,
@@ -62,15 +65,17 @@ impl Guest {
         let Some(compute) = &component.commons.compute else {
             return Self { place: Place::Here(guest), bill: None };
         };
-        let bill = Bill {
+        let mut bill = Bill {
             reply: reply.clone(),
-            start: Instant::now(),
+            start: None,
+            end: None,
             cpu_here_ns: 0,
             response_bytes: 0,
             status: 0,
             outcome: None,
         };
         let place = if starts_away(component) {
+            bill.start = Some(Instant::now());
             Place::Away(Task::start(compute.lane(), reply, guest))
         } else {
             Place::Here(guest)
@@ -78,7 +83,7 @@ impl Guest {
         Self { place, bill: Some(bill) }
     }
 
-    /// A request whose guest has ended and whose response is all there.
+    /// Whether the guest has come to its end.
     pub(super) fn is_ended(&self) -> bool {
         matches!(self.place, Place::Ended)
     }
@@ -101,8 +106,9 @@ impl Guest {
                 Some(bill) => {
                     bill.reply.component().pulse.beat();
                     let slice = Slice::begin();
+                    bill.start.get_or_insert(slice.start());
                     let polled = guest.as_mut().poll(context);
-                    let (cpu_ns, is_used_up) = slice.end();
+                    let SliceEnd { cpu_ns, is_used_up, at } = slice.end();
                     bill.cpu_here_ns += cpu_ns;
                     let used_ns = bill.reply.usage().add_cpu_ns(cpu_ns);
                     if polled.is_pending() {
@@ -114,6 +120,7 @@ impl Guest {
                             Poll::Pending
                         }
                     } else {
+                        bill.end = Some(at);
                         polled
                     }
                 }
@@ -194,7 +201,7 @@ impl Guest {
     pub(super) fn server_timing(&self) -> Option<http::HeaderValue> {
         let bill = self.bill.as_ref()?;
         let usage = bill.reply.usage();
-        let total = bill.start.elapsed();
+        let total = bill.total();
         let ms = |duration: Duration| duration.as_secs_f64() * 1_000.0;
         let text = format!(
             "total;dur={:.3}, cpu;dur={:.3}, instantiate;dur={:.3}, wait;dur={:.3}, queue;dur={:.3}",
@@ -225,12 +232,20 @@ impl Drop for Guest {
     }
 }
 
+impl Bill {
+    /// From the guest's beginning until now; until its end where nothing came after it.
+    fn total(&self) -> Duration {
+        let Some(start) = self.start else { return Duration::ZERO };
+        self.end.unwrap_or_else(Instant::now).saturating_duration_since(start)
+    }
+}
+
 impl Drop for Bill {
     fn drop(&mut self) {
         let usage = self.reply.usage();
         let record = Record {
             outcome: self.outcome.unwrap_or(Outcome::Answered),
-            total: self.start.elapsed(),
+            total: self.total(),
             response_bytes: self.response_bytes,
         };
         let component = self.reply.component();

@@ -54,6 +54,8 @@ pub(super) enum Failure {
     Tables(usize, wasmtime::Error),
     /// Its response is larger than this many bytes.
     ResponseSize(u64),
+    /// Its response has more than this many bytes of headers.
+    ResponseHeaders(usize),
 }
 
 impl From<wasmtime::Error> for Failure {
@@ -70,7 +72,7 @@ impl Failure {
             Self::TimedOut(_) => GuestFailed::TimedOut,
             Self::CpuTime(_) => GuestFailed::CpuTime,
             Self::Memory(..) | Self::Tables(..) => GuestFailed::Memory,
-            Self::ResponseSize(_) => GuestFailed::ResponseSize,
+            Self::ResponseSize(_) | Self::ResponseHeaders(_) => GuestFailed::ResponseSize,
         }
     }
 
@@ -92,6 +94,7 @@ impl Failure {
             Self::Memory(..) => "WISP-E0416",
             Self::Tables(..) => "WISP-E0417",
             Self::ResponseSize(_) => "WISP-E0418",
+            Self::ResponseHeaders(_) => "WISP-E0419",
         }
     }
 
@@ -102,6 +105,7 @@ impl Failure {
             Self::CpuTime(_) => "raise `cpu_time` in the component's limits, or compute less",
             Self::Memory(..) => "raise `memory_bytes` in the component's limits, or use less memory",
             Self::Tables(..) => "raise `table_elements` in the component's limits",
+            Self::ResponseHeaders(_) => "put what is so long into the response's body",
             Self::ResponseSize(_) => "raise `response_body_bytes` in the component's limits, or send less",
         })
     }
@@ -135,6 +139,9 @@ impl Failure {
                     %component, code, hint,
                     "the component trapped after it was refused more than {limit} table elements: {error:?}"
                 );
+            }
+            Self::ResponseHeaders(limit) => {
+                tracing::error!(%component, code, hint, "the response has more than {limit} bytes of headers");
             }
             Self::ResponseSize(limit) => {
                 tracing::error!(%component, code, hint, "the response is larger than {limit} bytes");
@@ -274,6 +281,7 @@ async fn instance<P>(
         instance.store.set_epoch_deadline(1);
         let host = instance.store.data_mut();
         host.limiter.begin(Some(reply.ledger()));
+        host.begin_request();
         host.set_local_depth(depth.unwrap_or_default());
         return Ok(instance);
     }

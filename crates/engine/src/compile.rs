@@ -1,0 +1,101 @@
+//! Where components are compiled: on threads of low priority, for a bounded time.
+//!
+//! Compiling takes a core for seconds, and some components are made to take longer.
+//! Those who are served meanwhile must not notice: the threads here give way to all
+//! others. A compilation cannot be interrupted; after its time nobody waits for it any
+//! more, and it ends when it ends. Compilations that run side by side share the threads.
+
+use std::{
+    sync::{
+        OnceLock,
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
+    time::Duration,
+};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::Error;
+
+/// How much less priority these threads have (`nice`, which ends at 19): behind all
+/// that serves.
+const NICE: i32 = 19;
+
+/// The least priority that there is.
+const LEAST_NICE: i32 = 19;
+
+/// Has the kernel prefer other threads to the calling one.
+///
+/// # Errors
+/// If the operating system refuses.
+pub fn lower_priority(nice: i32) -> std::io::Result<()> {
+    // In Linux both concern the calling thread.
+    let current = rustix::process::getpriority_process(None)?;
+    Ok(rustix::process::setpriority_process(None, (current + nice).min(LEAST_NICE))?)
+}
+
+/// Does the work on the threads for compiling, and waits for it for a bounded time.
+pub(crate) fn compile<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let Some(threads) = threads() else { return work() };
+    let (done, result) = sync_channel(1);
+    // Whoever waited may be gone: then nobody wants the result.
+    threads.spawn(move || drop(done.send(work())));
+    match result.recv_timeout(limit) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err(Error::CompileTime { limit }),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(Error::Compile { message: "the compiler stopped unexpectedly".into() })
+        }
+    }
+}
+
+/// As many threads as there are cores; `None` if the operating system refuses them.
+fn threads() -> Option<&'static ThreadPool> {
+    static THREADS: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    THREADS
+        .get_or_init(|| {
+            ThreadPoolBuilder::new()
+                .thread_name(|number| format!("wisp-compile-{number}"))
+                .start_handler(|_| {
+                    if let Err(error) = lower_priority(NICE) {
+                        // Compiling works as well, and others notice.
+                        tracing::debug!("the priority of a compiling thread cannot be lowered: {error}");
+                    }
+                })
+                // A panic is a defect of the compiler: it ends one compilation.
+                .panic_handler(|_| {})
+                .build()
+                .inspect_err(|error| tracing::warn!("no threads for compiling can be had: {error}"))
+                .ok()
+        })
+        .as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_longer_than_the_limit() {
+        assert_eq!(compile(Duration::from_secs(60), || Ok(7)).unwrap(), 7);
+        let (end, is_to_end) = channel::<()>();
+        let error = compile(Duration::from_millis(10), move || {
+            let _ = is_to_end.recv();
+            Ok(())
+        })
+        .unwrap_err();
+        assert_eq!(error.code(), "WISP-E0210");
+        drop(end);
+        let panicked = compile(Duration::from_secs(60), || -> Result<(), Error> {
+            std::panic::resume_unwind(Box::new("a defect"))
+        });
+        assert_eq!(panicked.unwrap_err().code(), "WISP-E0205");
+    }
+}
