@@ -824,13 +824,13 @@ mod tests {
         let (sink, messages, file) = stuck(1000);
         let budget = Arc::new(LogBudget::default());
         budget.begin(250);
-        let sink = sink.with_budget(&budget);
+        let bounded = sink.with_budget(&budget);
         for _ in 0..5 {
-            sink.open().take(line.as_bytes());
+            bounded.open().take(line.as_bytes());
         }
         budget.begin(100);
-        sink.open().take(line.as_bytes());
-        drop(sink);
+        bounded.open().take(line.as_bytes());
+        drop((bounded, sink));
         write_all(&messages);
         let text = written(file);
         assert_eq!(text.matches("xxx\n").count(), 3, "{text}");

@@ -32,8 +32,12 @@ const GRAIN_NS: u64 = 1_000_000;
 /// waits for anybody for long.
 const BUSY: f64 = 0.5;
 
-/// An app that used less of one core is not counted among those that share.
-const MIN_USE: f64 = 0.01;
+/// An app that uses less of one core is not counted among those that share.
+const MIN_USE: f64 = 0.02;
+
+/// One that uses less than this is forgotten. So much less than a grain weighs that an
+/// app has time to add up what it uses.
+const FORGOTTEN_USE: f64 = 0.001;
 
 /// An app that is over its share is so until it uses less than this part of it:
 /// it should not change lanes at every request.
@@ -102,17 +106,25 @@ impl Shares {
         let own_cores = own.cores;
         apps.retain(|number, app| {
             app.decay(now);
-            let stays = app.cores >= MIN_USE || *number == account.number;
+            let stays = app.cores >= FORGOTTEN_USE || *number == account.number;
             if !stays {
                 app.account.is_over_share.store(false, Ordering::Relaxed);
             }
             stays
         });
-        self.apps_count.store(apps.len(), Ordering::Relaxed);
-        let used: f64 = apps.values().map(|app| app.cores).sum();
-        let weights: f64 = apps.values().map(|app| f64::from(app.account.weight())).sum();
+        let (mut count, mut used, mut weights) = (0, 0.0, 0.0);
+        for app in apps.values().filter(|app| app.cores >= MIN_USE) {
+            count += 1;
+            used += app.cores;
+            weights += f64::from(app.account.weight());
+        }
+        self.apps_count.store(count, Ordering::Relaxed);
+        if own_cores < MIN_USE {
+            account.is_over_share.store(false, Ordering::Relaxed);
+            return;
+        }
         let share = self.cores * f64::from(account.weight()) / weights;
-        let is_contended = apps.len() > 1 && used > BUSY * self.cores;
+        let is_contended = count > 1 && used > BUSY * self.cores;
         let bound = if account.is_over_share.load(Ordering::Relaxed) { share * RETURN } else { share };
         account.is_over_share.store(is_contended && own_cores > bound, Ordering::Relaxed);
     }
