@@ -25,8 +25,8 @@ use crate::{AppState, Error, Errors, HostName};
 /// | 192 | the entry itself and its reference counts |
 /// | 48 | the host's name, of 24 letters and its reference counts |
 /// | 18 | its place in the table, which grows by doubling |
-/// | 104 | the digest of its source by the file's identity (engine) |
-/// | 128 | the identity of its image, if verified (engine) |
+/// | 64 | the digest of its source by the file's identity (engine) |
+/// | 150 | the identity of its image, if verified (engine) |
 ///
 /// The folder of its manifest takes nothing where it is the usual one. What is beyond
 /// (counters of requests, problems, versions) is allocated when there is some.

@@ -71,7 +71,7 @@ struct HttpFlags {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
     listen: String,
 
-    /// Answer the operator here: health, metrics, probes, rollbacks. Ask for no password:
+    /// Answer the operator here: health, metrics, probes, rollbacks. There is no password, so
     /// choose an address that only the operator reaches [default: nowhere].
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
