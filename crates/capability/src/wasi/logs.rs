@@ -10,7 +10,7 @@
 //! blocks a thread nor waits without end nor grows the process.
 //!
 //! A log file is opened when there is something to write to it, and closed again when
-//! [`OPEN_FILES_COUNT`] others were used since: a process with many thousands of
+//! `OPEN_FILES_COUNT` others were used since: a process with many thousands of
 //! components has a bounded number of them open.
 //!
 //! Life of a line: [`LogStream`] (one per guest and stream) collects bytes up
