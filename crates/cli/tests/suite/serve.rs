@@ -268,6 +268,13 @@ fn going_back_is_instant_and_stays() {
     }
     apps.link("app.example", "1");
     let serving = apps.serve(&[]);
+    // Files that have just changed may change again without it being seen: a version of
+    // such files is loaded anew.
+    let youngest = apps.path("versions/3/spin.toml");
+    serving.wait_until("the files are old enough to be relied upon", |_| {
+        let changed = std::fs::metadata(&youngest).unwrap().modified().unwrap();
+        changed.elapsed().is_ok_and(|age| age > Duration::from_millis(200))
+    });
     assert_eq!(serving.version("app.example"), "1");
     let refused = serving.admin("POST", "/apps/app.example/rollback");
     assert_eq!(refused.status, 409);
