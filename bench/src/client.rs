@@ -15,7 +15,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// apps is some 50 MB.
 const RESPONSE_BYTES: usize = 512 * 1024 * 1024;
 /// How long a response, and each piece of it, may let itself be waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One connection and the buffer it uses again and again.
 pub(crate) struct Client {
@@ -45,11 +45,19 @@ impl Client {
     /// # Errors
     /// Why it could not be opened, for people.
     pub(crate) fn open(address: SocketAddr) -> Result<Self, String> {
+        Self::open_with(address, PATIENCE)
+    }
+
+    /// Opens a connection that waits this long for a response and for each piece of it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_with(address: SocketAddr, patience: Duration) -> Result<Self, String> {
         let open = || {
-            let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+            let stream = TcpStream::connect_timeout(&address, patience)?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(patience))?;
             Ok(stream)
         };
         let stream = open().map_err(|cause: std::io::Error| format!("cannot connect: {cause}"))?;

@@ -23,6 +23,9 @@ use crate::server::{Plan, Server};
 const NAME: &str = "wisp serve";
 /// How often a server is asked whether all of its apps are prepared.
 const ASK_MS: u64 = 500;
+/// How long the operator's listener may take: what it says about a hundred thousand apps
+/// while others are compiled on a busy machine.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(60);
 /// How often the number of prepared apps is reported.
 const REPORT_MS: u64 = 10_000;
 /// How long a server may go without having prepared one more app: a compiler
@@ -293,7 +296,7 @@ impl Node {
     /// Asks the operator's listener; whatever is not a success is an error.
     fn ask(&self, method: &str, path: &str) -> Result<Answer, Error> {
         let ask = || {
-            let mut client = Client::open(self.admin)?;
+            let mut client = Client::open_with(self.admin, OPERATOR_PATIENCE)?;
             let host = self.admin.to_string();
             client.fetch(&client::request(method, &host, path))
         };

@@ -4,6 +4,7 @@ use std::{
     fs,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
+    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -272,7 +273,7 @@ fn going_back_is_instant_and_stays() {
     // such files is loaded anew.
     let youngest = apps.path("versions/3/spin.toml");
     serving.wait_until("the files are old enough to be relied upon", |_| {
-        let changed = std::fs::metadata(&youngest).unwrap().modified().unwrap();
+        let changed = fs::metadata(&youngest).unwrap().modified().unwrap();
         changed.elapsed().is_ok_and(|age| age > Duration::from_millis(200))
     });
     assert_eq!(serving.version("app.example"), "1");
