@@ -20,7 +20,7 @@ use crate::guest::{BODY, Guest};
 use crate::load::{self, Load};
 use crate::peer::{self, Sources};
 use crate::process::{self, Holding};
-use crate::report::{self, Table, progress};
+use crate::report::{self, Output, Table, Target, progress};
 use crate::response::Expected;
 use crate::server::Plan;
 
@@ -149,17 +149,62 @@ struct Stage {
     compiled: BTreeMap<Guest, PathBuf>,
 }
 
+/// Options of a bench that is a contest.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    terms: Terms,
+    #[command(flatten)]
+    sources: Sources,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What `--format json` prints.
+#[derive(Serialize)]
+struct Figures {
+    #[serde(flatten)]
+    ratios: BTreeMap<String, f64>,
+    #[serde(flatten)]
+    record: Record,
+}
+
+/// A bench that is a contest.
+pub(crate) struct Contest<'bench> {
+    pub(crate) name: &'bench str,
+    pub(crate) title: &'bench str,
+    pub(crate) groups: Groups,
+    pub(crate) ratios: fn(&Results) -> BTreeMap<String, f64>,
+    /// What the figures are to be.
+    pub(crate) targets: &'bench [(&'bench str, Target)],
+}
+
+impl Contest<'_> {
+    /// Runs the bench.
+    ///
+    /// # Errors
+    /// If something could not be built, started or measured, or a server answered
+    /// wrongly even once.
+    pub(crate) fn run(self, options: &Options) -> Result<(), Error> {
+        let (results, record, failure) = run(&options.terms, &options.sources, self.groups)?;
+        let figures = Figures { ratios: (self.ratios)(&results), record };
+        let text = format!(
+            "{}{}",
+            figures.record.text(self.title),
+            report::figures_table(&figures.ratios, self.targets)
+        );
+        options.output.finish(self.name, &figures, &text, None)?;
+        failure.map_or(Ok(()), Err)
+    }
+}
+
 /// Measures these guests, served in these ways.
 ///
 /// # Errors
 /// If something cannot be built or nothing is left to measure. A contestant that
 /// fails once has no figures and is not tried again; the first one's error is in
 /// the last value.
-pub(crate) fn run(
-    terms: &Terms,
-    sources: &Sources,
-    all: Groups,
-) -> Result<(Results, Record, Option<Error>), Error> {
+fn run(terms: &Terms, sources: &Sources, all: Groups) -> Result<(Results, Record, Option<Error>), Error> {
     let groups = terms.wanted(all);
     if groups.is_empty() {
         return Err(Error::Usage(

@@ -4,13 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use crate::contest::{self, Groups, Kind, Record, Results, Terms, ratio};
+use crate::contest::{Contest, Groups, Kind, Options, Results, ratio};
 use crate::error::Error;
 use crate::guest::Guest;
-use crate::peer::Sources;
-use crate::report::{self, Output, Target};
+use crate::report::Target;
 
 /// The guests that every server can run, in the order of the tables.
 const SHARED: [Guest; 2] = [Guest::JavaScript, Guest::Python];
@@ -24,41 +21,19 @@ const TARGETS: [(&str, Target); 2] = [
     ("python_rps_over_wasmtime_serve", Target::AtLeast(8.0)),
 ];
 
-/// Options of the `guests` bench.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    terms: Terms,
-    #[command(flatten)]
-    sources: Sources,
-    #[command(flatten)]
-    output: Output,
-}
-
-/// What `--format json` prints.
-#[derive(Serialize)]
-struct Figures {
-    #[serde(flatten)]
-    ratios: BTreeMap<String, f64>,
-    #[serde(flatten)]
-    record: Record,
-}
-
 /// Runs the bench.
 ///
 /// # Errors
-/// If something could not be built, started or measured, or a server answered
-/// wrongly even once.
+/// As every contest.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let (results, record, failure) = contest::run(&options.terms, &options.sources, groups())?;
-    let figures = Figures { ratios: ratios(&results), record };
-    let text = format!(
-        "{}{}",
-        figures.record.text("What a large guest costs"),
-        report::figures_table(&figures.ratios, &TARGETS)
-    );
-    options.output.finish("guests", &figures, &text, None)?;
-    failure.map_or(Ok(()), Err)
+    let contest = Contest {
+        name: "guests",
+        title: "What a large guest costs",
+        groups: groups(),
+        ratios,
+        targets: &TARGETS,
+    };
+    contest.run(options)
 }
 
 /// The ways of serving each guest, in the order of the tables.

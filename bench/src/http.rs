@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use crate::contest::{self, Groups, Kind, Measurement, Record, Results, Terms, ratio};
+use crate::contest::{Contest, Groups, Kind, Measurement, Options, Results, ratio};
 use crate::error::Error;
 use crate::guest::Guest;
-use crate::peer::Sources;
-use crate::report::{self, Output, Target};
+use crate::report::Target;
 
 /// The guests, in the order of the tables.
 const GUESTS: [Guest; 3] = [Guest::RustP2, Guest::RustP3, Guest::JavaScript];
@@ -27,41 +24,14 @@ const TARGETS: [(&str, Target); 7] = [
 /// What accounting is measured against.
 const UNACCOUNTED: Kind = Kind::Wisp { reused: false, unaccounted: true };
 
-/// Options of the `http` bench.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    terms: Terms,
-    #[command(flatten)]
-    sources: Sources,
-    #[command(flatten)]
-    output: Output,
-}
-
-/// What `--format json` prints.
-#[derive(Serialize)]
-struct Figures {
-    #[serde(flatten)]
-    ratios: BTreeMap<String, f64>,
-    #[serde(flatten)]
-    record: Record,
-}
-
 /// Runs the bench.
 ///
 /// # Errors
-/// If something could not be built, started or measured, or a server answered
-/// wrongly even once.
+/// As every contest.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let (results, record, failure) = contest::run(&options.terms, &options.sources, groups())?;
-    let figures = Figures { ratios: ratios(&results), record };
-    let text = format!(
-        "{}{}",
-        figures.record.text("What a request costs"),
-        report::figures_table(&figures.ratios, &TARGETS)
-    );
-    options.output.finish("http", &figures, &text, None)?;
-    failure.map_or(Ok(()), Err)
+    let contest =
+        Contest { name: "http", title: "What a request costs", groups: groups(), ratios, targets: &TARGETS };
+    contest.run(options)
 }
 
 /// The ways of serving each guest, in the order of the tables.

@@ -64,9 +64,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Bench {
     /// Server CPU per request and requests per second of hello-world handlers
-    Http(http::Options),
+    Http(contest::Options),
     /// Cost of JavaScript and Python hello worlds, with a fresh instance for each request
-    Guests(guests::Options),
+    Guests(contest::Options),
     /// First response of apps that are registered but not mapped
     Cold(cold::Options),
     /// A hundred thousand apps in one process: memory, start, load over all of them
