@@ -17,7 +17,7 @@
 //!   in terms of the interfaces that Wisp links.
 //! - **compiled image**: native code for one component, a `.cwasm` file named by
 //!   the digest of the source and the engine's compatibility hash.
-//! - **flavor**: which of two engine configurations a component runs on; see
+//! - **flavor**: which of the engine's configurations a component runs on; see
 //!   [`Flavor`].
 //!
 //! # Life of a component
@@ -29,9 +29,12 @@
 //!    written to the store under a temporary name and renamed, so that others see a
 //!    whole file or none. Then it is mapped as in 2.
 //! 4. The caller links it once (`Linker::instantiate_pre`) and makes instances
-//!    from it. Memory comes from the pooling allocator: initial contents are
-//!    mapped copy-on-write from the image, so that an instance costs the pages
-//!    it writes to and nothing else.
+//!    from it. Memory comes from Wasmtime's pool, or from ours ([`MemoryPool`]) where
+//!    it begins with much data or instances can be rewound: initial contents are
+//!    mapped copy-on-write from the image, so that an instance costs the pages it
+//!    writes to and nothing else.
+//! 5. An instance that has answered may be put back to its beginning for the next
+//!    request ([`Rewinder`]).
 //!
 //! An image that is mapped already is shared, and unmapped when its last user is gone
 //! ([`MappedImage`]). What was verified in this process is not read again while its file is

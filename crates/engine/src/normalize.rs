@@ -21,7 +21,7 @@
 //! resource types, with no wrapper component between them, and no cost when
 //! running.
 
-use std::{borrow::Cow, collections::HashSet};
+use std::{borrow::Cow, collections::HashSet, ops::Range};
 
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
@@ -248,6 +248,11 @@ pub(crate) fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload
         consumed_bytes += bytes.len();
         Some(Ok((payload, bytes)))
     })
+}
+
+/// What is nested in a section: its last bytes, as many as this range.
+pub(crate) fn nested<'bytes>(section: &'bytes [u8], range: &Range<usize>) -> &'bytes [u8] {
+    &section[section.len() - range.len()..]
 }
 
 /// Renames the release candidate's imports and exports to final versions.

@@ -95,7 +95,7 @@ pub(crate) fn prepare(component: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let (payload, bytes) = section?;
         match payload {
             Payload::ModuleSection { unchecked_range, .. } => {
-                let module = &bytes[bytes.len() - (unchecked_range.end - unchecked_range.start)..];
+                let module = normalize::nested(bytes, &unchecked_range);
                 let Some(facts) = facts(module)? else { return Ok(None) };
                 has_variables.push(!facts.variables.is_empty());
                 if facts.variables.is_empty() {
@@ -109,7 +109,7 @@ pub(crate) fn prepare(component: &[u8]) -> Result<Option<Vec<u8>>, Error> {
                 continue;
             }
             Payload::ComponentSection { unchecked_range, .. } => {
-                let nested = &bytes[bytes.len() - (unchecked_range.end - unchecked_range.start)..];
+                let nested = normalize::nested(bytes, &unchecked_range);
                 for payload in Parser::new(0).parse_all(nested) {
                     // Wrappers that only rename things are everywhere; anything else
                     // is a composition.
@@ -412,11 +412,6 @@ impl Rewinder {
     pub async fn rewind<T: Send + 'static>(&self, store: &mut Store<T>) -> bool {
         // The store is borrowed alone, so nobody runs in it or looks at its memory.
         self.globals.call_async(&mut *store, ()).await.is_ok() && self.memory.restore()
-    }
-
-    /// The size of the instance's memory, in bytes.
-    pub fn memory_bytes(&self) -> usize {
-        self.memory.size_bytes()
     }
 }
 

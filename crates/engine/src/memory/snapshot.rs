@@ -92,7 +92,7 @@ fn find(component: &[u8]) -> Result<Option<Found<'_>>, Error> {
         let (payload, bytes) = section?;
         match payload {
             Payload::ModuleSection { unchecked_range, .. } => {
-                let module = &bytes[bytes.len() - (unchecked_range.end - unchecked_range.start)..];
+                let module = normalize::nested(bytes, &unchecked_range);
                 match memories(module)? {
                     Memories::None => {}
                     Memories::One { initial_bytes } if found.is_none() => {
@@ -105,7 +105,7 @@ fn find(component: &[u8]) -> Result<Option<Found<'_>>, Error> {
             Payload::ComponentSection { unchecked_range, .. } => {
                 // Wrappers that only rename things are everywhere; one that brings a
                 // memory of its own makes this a composition.
-                let nested = &bytes[bytes.len() - (unchecked_range.end - unchecked_range.start)..];
+                let nested = normalize::nested(bytes, &unchecked_range);
                 for payload in Parser::new(0).parse_all(nested) {
                     if matches!(payload.map_err(normalize::invalid)?, Payload::MemorySection(_)) {
                         return Ok(None);
