@@ -1,0 +1,2 @@
+//! The developer's loop: new, build, watch, test, doctor, inspect.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Names, certificates and sockets: what stands between the internet and a node.
+#![forbid(unsafe_code)]
