@@ -30,6 +30,9 @@ const SLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a request that was answered, refused or broken off: 200 of them that
 /// are refused at once are 2,000 a second, which is rude, but no flood of requests.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The attack's clients and targets would be on machines of their own: here they take
+/// from A's clients and from the server's workers what nobody else wants.
+const NICE: i32 = 15;
 /// How much of a response is looked at to tell its status, in bytes.
 const STATUS_BYTES: usize = 12;
 
@@ -120,6 +123,9 @@ impl Attack {
         let thread = thread::Builder::new()
             .name("attack".to_owned())
             .spawn(move || {
+                if let Err(cause) = rustix::process::setpriority_process(None, NICE) {
+                    progress(&format!("the attack has the priority of A's clients: {cause}"));
+                }
                 let tasks = LocalSet::new();
                 tasks.block_on(&runtime, async {
                     if let Err(cause) = attack(kind, server, &host, stopped).await {

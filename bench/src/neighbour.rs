@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::fleet;
 use crate::guest::Guest;
 use crate::histogram::Histogram;
-use crate::load::{self, Load};
+use crate::load;
 use crate::pace::{self, Pace, Same};
 use crate::peer::Sources;
 use crate::plot::{Line, Panel, Plot};
@@ -25,9 +25,11 @@ use crate::serve::{Node, Setting};
 
 /// The share of the machine that app A's requests use on the server.
 const SHARE: f64 = 0.25;
-/// Connections and seconds of the closed loop that finds out what a request costs.
-const CALIBRATION_CONNECTIONS: usize = 16;
-const CALIBRATION_SECONDS: f64 = 2.0;
+/// Requests a second at which finding out how many use that share begins, how long one
+/// try takes, and how many there are.
+const FIRST_RATE: f64 = 5_000.0;
+const CALIBRATION_TIME: Duration = Duration::from_secs(2);
+const CALIBRATIONS_COUNT: usize = 3;
 /// The host of the app that is to notice nothing.
 const VICTIM: &str = "a.bench.test";
 /// The host of the app that attacks.
@@ -185,30 +187,30 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     options.output.finish("neighbour", &figures, &figures.text(), Some(&figures.plot()))
 }
 
-/// What one of A's requests costs the server, and how many a second use A's share.
+/// How many requests a second use A's share of the machine, and what one costs the
+/// server then: more than in a closed loop, because it wakes up for each.
 fn calibrate(setting: &Setting, options: &Options) -> Result<(f64, f64), Error> {
     let node = setting.start()?;
     node.wait_until_prepared(2)?;
-    let load = Load {
-        address: node.address(),
-        host: VICTIM.to_owned(),
-        path: "/".to_owned(),
-        expected: expected(),
-        connections: CALIBRATION_CONNECTIONS,
-        is_busy: false,
-    };
-    let wrong = |cause| Error::Answer { name: VICTIM.to_owned(), cause };
-    if let Some(cause) = load::probe(&load)? {
-        return Err(wrong(cause));
-    }
-    let window = Duration::from_secs_f64(CALIBRATION_SECONDS);
-    let (window, before, after) = load::run(&load, window / 2, window, || node.cpu())?;
-    if let Some(cause) = window.first_error {
-        return Err(wrong(cause));
-    }
-    let cpu_us = after.since(&before).total_ns as f64 / 1e3 / window.latency_ns.count().max(1) as f64;
     let cores = thread::available_parallelism().map_or(1, usize::from) as f64;
-    Ok((cpu_us, options.rate.unwrap_or_else(|| (SHARE * cores * 1e6 / cpu_us).floor())))
+    let script = Same { request: client::request("GET", VICTIM, "/"), expected: expected() };
+    let mut rate = options.rate.unwrap_or(FIRST_RATE);
+    let mut cpu_us = 0.0;
+    for _ in 0..CALIBRATIONS_COUNT {
+        let pace = Pace { address: node.address(), rate, connections: options.connections };
+        let (began, before) = (Instant::now(), node.cpu()?);
+        let window = pace::run(pace, &script, Duration::ZERO, CALIBRATION_TIME)?;
+        let used_us = node.cpu()?.since(&before).total_ns as f64 / 1e3;
+        if let Some(cause) = window.first_error {
+            return Err(Error::Answer { name: VICTIM.to_owned(), cause });
+        }
+        cpu_us = used_us / window.latency_ns.count().max(1) as f64;
+        if options.rate.is_none() {
+            let cores_used = used_us / 1e6 / began.elapsed().as_secs_f64();
+            rate = (rate * SHARE * cores / cores_used).floor();
+        }
+    }
+    Ok((cpu_us, rate))
 }
 
 /// A alone and then beside an attacker, in one process.

@@ -17,9 +17,10 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::Error;
 
-/// How much less priority these threads have (`nice`, which ends at 19): behind all
-/// that serves.
-const NICE: i32 = 19;
+/// How much less priority these threads have (`nice`, which ends at 19): behind what
+/// serves, before guests that compute without end, so that a node whose cores are busy
+/// still compiles.
+const NICE: i32 = 10;
 
 /// The least priority that there is.
 const LEAST_NICE: i32 = 19;

@@ -49,6 +49,11 @@ const MAX_SWEPT_COUNT: usize = 16;
 /// gives them back to the kernel: resetting them would cost more than faults.
 const MAX_RESIDENT_BYTES: usize = 64 << 20;
 
+/// Memory that is given back to the kernel at a time. The kernel holds a lock meanwhile
+/// that others need to reset theirs, and a thread of low priority may be stopped while
+/// it has it: 0.1 ms each.
+const MAX_GIVEN_BACK_BYTES: usize = 2 << 20;
+
 /// A range of addresses of our own; unmapped when dropped.
 pub(super) struct Mapping {
     base: NonNull<u8>,
@@ -408,9 +413,13 @@ impl Slot {
         // SAFETY: this part of the slot can be accessed, and its instance is gone.
         self.resident_bytes = unsafe { restore_pages(self.base(), image, size_bytes) }.unwrap_or(0);
         if self.resident_bytes == 0 {
-            // SAFETY: private pages of this slot: the next access finds the file's
-            // contents or zeros.
-            unsafe { madvise(self.base().cast(), size_bytes, Advice::LinuxDontNeed) }?;
+            for start_bytes in (0..size_bytes).step_by(MAX_GIVEN_BACK_BYTES) {
+                let length_bytes = MAX_GIVEN_BACK_BYTES.min(size_bytes - start_bytes);
+                let start = self.base().wrapping_add(start_bytes);
+                // SAFETY: private pages of this slot: the next access finds the file's
+                // contents or zeros.
+                unsafe { madvise(start.cast(), length_bytes, Advice::LinuxDontNeed) }?;
+            }
         }
         self.mapping.make_inaccessible(self.start_bytes + self.initial_bytes..self.start_bytes + size_bytes)
     }
