@@ -322,6 +322,16 @@ impl AllowedHost {
             }
     }
 
+    /// Whether everything that `other` allows is allowed by this entry too.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.scheme.covers(&other.scheme) && self.host.covers(&other.host) && self.port.covers(&other.port)
+    }
+
+    /// Whether it names nothing but the component's own app.
+    pub fn is_own_app(&self) -> bool {
+        matches!(self.host, HostPattern::ToSelf) || self.chained().is_some()
+    }
+
     /// Which components of the same app it names, if that is what it does.
     pub fn chained(&self) -> Option<Chained> {
         match &self.host {
@@ -437,6 +447,10 @@ impl SchemePattern {
             Self::Exact(exact) => exact.eq_ignore_ascii_case(scheme),
         }
     }
+
+    fn covers(&self, other: &Self) -> bool {
+        *self == Self::Any || self == other
+    }
 }
 
 impl HostPattern {
@@ -471,6 +485,16 @@ impl HostPattern {
         }
         let name = name.to_ascii_lowercase();
         Ok(if below { Self::Below(format!(".{name}")) } else { Self::Name(name) })
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, _) => true,
+            (Self::Below(suffix), Self::Name(name)) => name.len() > suffix.len() && name.ends_with(suffix),
+            (Self::Below(suffix), Self::Below(other)) => other.ends_with(suffix),
+            (Self::Network(network), Self::Network(other)) => network.contains(other),
+            _ => self == other,
+        }
     }
 }
 
@@ -518,6 +542,16 @@ impl PortPattern {
             Self::Range(range) => range.contains(&u32::from(port)),
         }
     }
+
+    fn covers(&self, other: &Self) -> bool {
+        let range = |pattern: &Self| match pattern {
+            Self::Any => 0..u32::from(u16::MAX) + 1,
+            Self::Exact(port) => u32::from(*port)..u32::from(*port) + 1,
+            Self::Range(range) => range.clone(),
+        };
+        let (own, other) = (range(self), range(other));
+        own.start <= other.start && other.end <= own.end
+    }
 }
 
 impl fmt::Display for AllowedHost {
@@ -538,6 +572,8 @@ impl fmt::Debug for AllowedHost {
 pub struct BlockedNetworks {
     networks: Vec<IpNet>,
     blocks_private: bool,
+    /// Exceptions of `blocks_private`.
+    open: Vec<IpNet>,
 }
 
 /// Why a text is no network.
@@ -588,6 +624,18 @@ impl BlockedNetworks {
         Ok(blocked)
     }
 
+    /// Opens a network that `private` blocks. One that is blocked by its own name stays so.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn open(&mut self, network: IpNet) -> Result<(), BlockedNetworkError> {
+        if self.open.len() >= MAX_BLOCKED_NETWORKS_COUNT {
+            return Err(BlockedNetworkError::TooMany);
+        }
+        self.open.push(network.trunc());
+        Ok(())
+    }
+
     /// Whether an address may not be reached.
     ///
     /// An IPv6 address that carries an IPv4 address is blocked if either is:
@@ -597,8 +645,10 @@ impl BlockedNetworks {
             IpAddr::V6(address) => carried_ipv4(address).map(IpAddr::V4),
             IpAddr::V4(_) => None,
         };
+        let reached = carried.unwrap_or(address);
+        let is_open = self.open.iter().any(|network| network.contains(&reached));
         [Some(address), carried].into_iter().flatten().any(|address| {
-            (self.blocks_private && !is_public(address))
+            (self.blocks_private && !is_open && !is_public(address))
                 || self.networks.iter().any(|network| network.contains(&address))
         })
     }
