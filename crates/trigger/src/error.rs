@@ -54,6 +54,12 @@ pub enum Error {
         /// How many more were tried.
         tried_count: u16,
     },
+    /// A socket that somebody gave us does not listen.
+    #[error("the socket that was handed over cannot be used: {cause}")]
+    Adopt {
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
     /// A certificate or key file cannot be used.
     #[error("the TLS {what} `{path}` cannot be used: {message}", path = path.display())]
     Tls {
@@ -88,6 +94,7 @@ impl Error {
             Self::NoFreePort { .. } => "WISP-E0406",
             Self::Tls { .. } => "WISP-E0407",
             Self::Start { .. } => "WISP-E0408",
+            Self::Adopt { .. } => "WISP-E0409",
         }
     }
 
@@ -129,6 +136,9 @@ impl Error {
             Self::Tls { .. } => "both files are PEM: `--tls-cert` holds the certificate chain, \
                 `--tls-key` one PKCS#8, PKCS#1 or SEC1 private key"
                 .into(),
+            Self::Adopt { .. } => {
+                "stop the process that handed it over, and start this one afterwards".into()
+            }
             Self::Start { .. } => {
                 "check the limits on threads and descriptors (`ulimit -u`, `ulimit -n`)".into()
             }

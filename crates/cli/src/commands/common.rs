@@ -10,6 +10,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use wisp_engine::EngineConfig;
 use wisp_manifest::{Checked, Diagnostics, model::Limits};
+use wisp_trigger::http::{Ending, Listener, TlsFiles};
 
 use crate::{error::Error, output};
 
@@ -76,7 +77,7 @@ impl CeilingFlags {
 }
 
 /// Resolves at SIGTERM or Ctrl-C. A second one ends the process at once.
-pub(crate) async fn stop_signal() {
+pub(crate) async fn stop_signal() -> Ending {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -95,6 +96,27 @@ pub(crate) async fn stop_signal() {
         next().await;
         std::process::exit(1);
     });
+    Ending::Stop
+}
+
+/// Takes the address to serve, with TLS if there is a certificate for it.
+pub(crate) fn listener(
+    address: SocketAddr,
+    find_free_port: bool,
+    certificate: Option<&PathBuf>,
+    key: Option<&PathBuf>,
+) -> Result<Listener, wisp_trigger::Error> {
+    let tls = match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            Some(TlsFiles { certificate: certificate.clone(), key: key.clone() }.load()?)
+        }
+        _ => None,
+    };
+    let listener = if find_free_port { Listener::bind_near(address)? } else { Listener::bind(address)? };
+    Ok(match tls {
+        Some(tls) => listener.tls(tls),
+        None => listener,
+    })
 }
 
 /// Shows what is worth a warning and goes on with what was read.

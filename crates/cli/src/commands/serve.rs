@@ -7,10 +7,10 @@ use wisp_capability::wasi::logs::Follow;
 use wisp_engine::EngineConfig;
 use wisp_manifest::{RuntimeConfig, model::Reuse};
 use wisp_node::{Admin, AppSettings, AppsDirectory, Budget, Node, NodeSettings, Runtime, RuntimeSettings};
-use wisp_trigger::http::{AdmissionLimits, CommonsSettings, Server, ServerConfig, TlsFiles};
+use wisp_trigger::http::{AdmissionLimits, CommonsSettings, Listener, Server, ServerConfig};
 
 use super::common::{
-    CeilingFlags, SPARE_INSTANCES_COUNT, parse_duration, parse_listen, stop_signal, unwrap_checked,
+    CeilingFlags, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, stop_signal, unwrap_checked,
     user_cache_dir,
 };
 use crate::{error::Error, output};
@@ -197,7 +197,7 @@ struct EngineFlags {
 impl Serve {
     pub(crate) fn run(&self) -> Result<(), Error> {
         let runtime_config = self.runtime_config()?;
-        let server = Server::bind(self.server_config()?)?;
+        let listener = self.listener()?;
         let admin = match &self.http.admin {
             Some(address) => Some(Admin::bind(parse_listen("--admin", address)?)?),
             None => None,
@@ -262,12 +262,13 @@ impl Serve {
         if !self.limits.no_prepare {
             node.start_preparing()?;
         }
-        let mut text = format!("Serving {}://{}\n", server.scheme(), server.address());
+        let mut text = format!("Serving {}://{}\n", listener.scheme(), listener.address());
         if let Some(admin) = admin {
             text.push_str(&format!("Admin http://{}\n", admin.address()));
             admin.start(&node);
         }
         output::data(&text);
+        let server = Server::new(self.server_config(), vec![listener]);
         let result = server.run(node.clone(), stop_signal());
         node.stop();
         node.runtime().flush_logs();
@@ -292,19 +293,20 @@ impl Serve {
         Ok(config)
     }
 
-    fn server_config(&self) -> Result<ServerConfig, Error> {
+    fn listener(&self) -> Result<Listener, Error> {
         let http = &self.http;
-        let mut config = ServerConfig::new(parse_listen("--listen", &http.listen)?);
-        config.tls = match (&http.tls_cert, &http.tls_key) {
-            (Some(certificate), Some(key)) => {
-                Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
-            }
-            _ => None,
-        };
-        config.max_connections_count = http.max_connections as usize;
-        config.max_body_bytes = http.max_request_body;
-        config.grace_period = http.grace_period;
-        Ok(config)
+        let address = parse_listen("--listen", &http.listen)?;
+        Ok(listener(address, false, http.tls_cert.as_ref(), http.tls_key.as_ref())?)
+    }
+
+    fn server_config(&self) -> ServerConfig {
+        let http = &self.http;
+        ServerConfig {
+            max_connections_count: http.max_connections as usize,
+            max_body_bytes: http.max_request_body,
+            grace_period: http.grace_period,
+            ..ServerConfig::default()
+        }
     }
 
     /// What may be mapped: what is asked for, as far as the operating system allows.

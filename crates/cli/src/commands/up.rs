@@ -11,10 +11,10 @@ use wisp_capability::{variables, wasi::logs::Follow};
 use wisp_engine::EngineConfig;
 use wisp_manifest::{App, RuntimeConfig, model::Reuse, runtime_config::Directory};
 use wisp_node::{AppSettings, Runtime, RuntimeSettings};
-use wisp_trigger::http::{AdmissionLimits, CommonsSettings, HttpApp, OneApp, Server, ServerConfig, TlsFiles};
+use wisp_trigger::http::{AdmissionLimits, CommonsSettings, HttpApp, Listener, OneApp, Server, ServerConfig};
 
 use super::common::{
-    CeilingFlags, SPARE_INSTANCES_COUNT, parse_duration, parse_listen, parse_pair, stop_signal,
+    CeilingFlags, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, parse_pair, stop_signal,
     unwrap_checked, user_cache_dir,
 };
 use crate::{error::Error, output};
@@ -237,7 +237,7 @@ impl Up {
     pub(crate) fn run(&self) -> Result<(), Error> {
         let app = self.app()?;
         let runtime_config = self.runtime_config()?;
-        let server = Server::bind(self.server_config()?)?;
+        let listener = self.listener()?;
         wisp_node::raise_descriptor_limit();
 
         let usual_state_dir = || Some(app.directory.join(STATE_DIR_NAME));
@@ -281,7 +281,8 @@ impl Up {
         let loaded =
             loading.block_on(runtime.load(&app, &settings, &state, &Arc::default())).map_err(Error::Load)?;
         drop(loading);
-        self.announce(&server, &loaded.http);
+        self.announce(&listener, &loaded.http);
+        let server = Server::new(self.server_config(), vec![listener]);
         let result = server.run(Arc::new(OneApp::new(loaded.http, runtime.tracker().clone())), stop_signal());
         runtime.flush_logs();
         Ok(result?)
@@ -306,21 +307,21 @@ impl Up {
         }
     }
 
-    fn server_config(&self) -> Result<ServerConfig, Error> {
+    fn listener(&self) -> Result<Listener, Error> {
         let http = &self.http;
-        let mut config = ServerConfig::new(parse_listen("--listen", &http.listen)?);
-        config.find_free_port = http.find_free_port;
-        config.tls = match (&http.tls_cert, &http.tls_key) {
-            (Some(certificate), Some(key)) => {
-                Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
-            }
-            _ => None,
-        };
-        config.max_connections_count = http.max_connections as usize;
-        config.max_header_bytes = http.http1_max_buf_size as usize;
-        config.max_body_bytes = http.max_request_body;
-        config.grace_period = http.grace_period;
-        Ok(config)
+        let address = parse_listen("--listen", &http.listen)?;
+        Ok(listener(address, http.find_free_port, http.tls_cert.as_ref(), http.tls_key.as_ref())?)
+    }
+
+    fn server_config(&self) -> ServerConfig {
+        let http = &self.http;
+        ServerConfig {
+            max_connections_count: http.max_connections as usize,
+            max_header_bytes: http.http1_max_buf_size as usize,
+            max_body_bytes: http.max_request_body,
+            grace_period: http.grace_period,
+            ..ServerConfig::default()
+        }
     }
 
     fn app_settings(&self, app: &App, configured_memory_bytes: Option<u64>) -> Result<AppSettings, Error> {
@@ -371,8 +372,8 @@ impl Up {
 
     /// Says where the app is and what it answers. Scripts read this: its form is
     /// Spin's.
-    fn announce(&self, server: &Server, app: &HttpApp) {
-        let base = format!("{}://{}", server.scheme(), server.address());
+    fn announce(&self, listener: &Listener, app: &HttpApp) {
+        let base = format!("{}://{}", listener.scheme(), listener.address());
         let routes = app.routes().map(|(pattern, component)| {
             let url = format!("{base}{}", pattern.prefix());
             (component, pattern, url)

@@ -13,13 +13,13 @@ use std::{
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
 use wisp_engine::{Ledger, Usage};
 
-use super::{account::Outcome, component::Component, guest::Guest};
+use super::{account::Outcome, component::Component, front::Observed, guest::Guest};
 
 /// A guest that is handling a request, until it has nothing more to do.
 pub(super) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), GuestFailed>> + Send>>;
@@ -162,6 +162,10 @@ pub(super) enum ResponseBody {
     Finished(WasiBody),
     /// What a guest that is still running produces.
     Running(RunningBody),
+    /// What a service of the platform produces.
+    Service(UnsyncBoxBody<Bytes, BodyError>),
+    /// One of the others, whose end is observed.
+    Observed(Box<Observed>),
 }
 
 impl ResponseBody {
@@ -172,7 +176,7 @@ impl ResponseBody {
     /// For callers inside the process.
     pub(super) fn into_wasi(self) -> WasiBody {
         self.map_err(|error| match error {
-            BodyError::Guest(_) => wasmtime_wasi_http::Error::HttpResponseIncomplete,
+            BodyError::Guest(_) | BodyError::Service(_) => wasmtime_wasi_http::Error::HttpResponseIncomplete,
             BodyError::Wasi(error) => error,
         })
         .boxed_unsync()
@@ -186,6 +190,8 @@ pub(super) enum BodyError {
     Guest(#[from] GuestFailed),
     #[error(transparent)]
     Wasi(#[from] wasmtime_wasi_http::Error),
+    #[error("{0}")]
+    Service(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Body for ResponseBody {
@@ -201,11 +207,15 @@ impl Body for ResponseBody {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Finished(body) => Pin::new(body).poll_frame(context).map_err(BodyError::from),
             Self::Running(body) => body.poll_frame(context),
+            Self::Service(body) => Pin::new(body).poll_frame(context),
+            Self::Observed(body) => body.poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Service(body) => body.is_end_stream(),
+            Self::Observed(body) => body.is_end_stream(),
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_none(),
             Self::Finished(body) => body.is_end_stream(),
@@ -216,6 +226,8 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Service(body) => body.size_hint(),
+            Self::Observed(body) => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Finished(body) => body.size_hint(),

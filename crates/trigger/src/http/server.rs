@@ -1,6 +1,7 @@
-//! The listener: connections in, requests out to their apps, an orderly end.
+//! The server: connections in, requests out to their apps, an orderly end.
 //!
-//! One thread accepts and hands each connection to the worker with the fewest.
+//! One thread accepts, from all listeners, and hands each connection to the worker
+//! with the fewest.
 //! Each worker is a thread with a runtime of its own; a connection, its requests
 //! and their guests stay on it, so that nothing is shared between cores on the
 //! way from the socket to the guest.
@@ -11,6 +12,9 @@
 //! closes. Connections get a moment in which each response tells its client to
 //! close ([`LINGER`]), so that a request that is on its way is not cut off; then
 //! idle connections are closed and running requests have the grace period.
+//!
+//! A server whose listeners were handed to a successor leaves the kernel's queue to
+//! that, and has time: idle connections get [`HANDOVER_LINGER`] for a last request.
 
 use std::{
     convert::Infallible,
@@ -24,40 +28,44 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::join_all};
 use http::{HeaderValue, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     runtime,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     app::BodyLimits,
     apps::{Apps, Found},
     body::{RequestBody, ResponseBody},
+    front::{self, Arrival, Decision, Front, Observation, Observer},
+    listener::Listener,
     shape::Connection,
-    tls::TlsFiles,
+    tls::{SelectTls, TlsChoice},
 };
 use crate::Error;
 
-/// Connections that the kernel holds for us until they are accepted.
-const BACKLOG_COUNT: i32 = 4096;
-
-/// How many ports after the wanted one are tried with `find_free_port`.
-const FREE_PORT_TRIES_COUNT: u16 = 9;
-
-/// How long a TLS handshake may take.
+/// How long a TLS handshake may take, beside [`TLS_WAIT_LIMIT`].
 const TLS_HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a handshake may wait for a certificate that is being obtained. Authorities
+/// answer within seconds; clients give up after some ten.
+const TLS_WAIT_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long clients have to learn from a response that the server is closing.
 const LINGER: Duration = Duration::from_millis(500);
+
+/// The same when a successor has the listeners, so that nobody waits for the address.
+/// Clients that reuse a connection after more than this are rare, and know that an idle
+/// connection may be closed.
+const HANDOVER_LINGER: Duration = Duration::from_secs(10);
 
 /// Pause after the operating system had no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -77,18 +85,16 @@ const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it has to answer.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A handshake with this protocol is all that an authority wants of its connection
+/// (RFC 8737).
+const ACME_PROTOCOL: &[u8] = b"acme-tls/1";
+
 /// What every HTTP/2 connection begins with.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How the server listens and what it puts up with.
+/// What a server puts up with.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// The address to listen on; port 0 is any free one.
-    pub listen: SocketAddr,
-    /// If the port is taken, try those after it.
-    pub find_free_port: bool,
-    /// Serve TLS with this certificate.
-    pub tls: Option<TlsFiles>,
     /// Connections open at once; more wait in the kernel's queue.
     pub max_connections_count: usize,
     /// How long a client may take to send a request's header; also how long a
@@ -104,13 +110,10 @@ pub struct ServerConfig {
     pub grace_period: Duration,
 }
 
-impl ServerConfig {
-    /// Defaults that suit a server on the open internet.
-    pub fn new(listen: SocketAddr) -> Self {
+impl Default for ServerConfig {
+    /// What suits a server on the open internet.
+    fn default() -> Self {
         Self {
-            listen,
-            find_free_port: false,
-            tls: None,
             max_connections_count: 10_000,
             // Longer than the 60 seconds after which common load balancers close
             // idle connections themselves.
@@ -123,19 +126,29 @@ impl ServerConfig {
     }
 }
 
-/// A server that has its address but does not answer yet.
+/// A server that has its addresses but does not answer yet.
 pub struct Server {
     config: ServerConfig,
-    listener: Socket,
-    address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    listeners: Vec<Listener>,
+    front: Option<Arc<dyn Front>>,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+/// Why a server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody listens any more.
+    Stop,
+    /// Another process has the same sockets and accepts from now on.
+    HandedOver,
 }
 
 /// What a worker thread needs for each connection.
 struct Worker {
     apps: Arc<dyn Apps>,
     config: ServerConfig,
-    tls: Option<TlsAcceptor>,
+    front: Option<Arc<dyn Front>>,
+    observer: Option<Arc<dyn Observer>>,
     /// The server is ending, as each response tells its client.
     is_draining: Arc<AtomicBool>,
     /// The server is ending: responses close, idle connections end after a moment.
@@ -148,6 +161,7 @@ struct Worker {
 struct Accepted {
     stream: StdTcpStream,
     client: SocketAddr,
+    tls: Option<Arc<dyn SelectTls>>,
     load: LoadGuard,
     _permit: OwnedSemaphorePermit,
 }
@@ -169,53 +183,33 @@ impl Drop for LoadGuard {
 }
 
 impl Server {
-    /// Takes the address.
-    ///
-    /// # Errors
-    /// [`Error::Listen`], [`Error::NoFreePort`] or [`Error::Tls`].
-    pub fn bind(config: ServerConfig) -> Result<Self, Error> {
-        let tls = match &config.tls {
-            Some(files) => Some(TlsAcceptor::from(files.load()?)),
-            None => None,
-        };
-        let mut address = config.listen;
-        let listener = loop {
-            match listen(address) {
-                Ok(listener) => break listener,
-                Err(cause) if config.find_free_port && cause.kind() == io::ErrorKind::AddrInUse => {
-                    let tried_count = address.port() - config.listen.port();
-                    match address.port().checked_add(1) {
-                        Some(port) if tried_count < FREE_PORT_TRIES_COUNT => address.set_port(port),
-                        _ => {
-                            return Err(Error::NoFreePort { address: config.listen, tried_count });
-                        }
-                    }
-                }
-                Err(cause) => return Err(Error::Listen { address, cause }),
-            }
-        };
-        let address = listener
-            .local_addr()
-            .and_then(|address| address.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into()))
-            .map_err(|cause| Error::Listen { address, cause })?;
-        Ok(Self { config, listener, address, tls })
+    /// A server with these listeners.
+    pub fn new(config: ServerConfig, listeners: Vec<Listener>) -> Self {
+        Self { config, listeners, front: None, observer: None }
     }
 
-    /// The address that was taken.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Puts `front` before the apps.
+    #[must_use]
+    pub fn front(self, front: Arc<dyn Front>) -> Self {
+        Self { front: Some(front), ..self }
     }
 
-    /// `http` or `https`.
-    pub fn scheme(&self) -> &'static str {
-        if self.tls.is_some() { "https" } else { "http" }
+    /// Tells `observer` how requests end.
+    #[must_use]
+    pub fn observer(self, observer: Arc<dyn Observer>) -> Self {
+        Self { observer: Some(observer), ..self }
+    }
+
+    /// Where it listens.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
     }
 
     /// Answers requests until `shutdown` resolves, then ends in order. Blocks.
     ///
     /// # Errors
     /// [`Error::Start`] if threads or runtimes cannot be made.
-    pub fn run(self, apps: Arc<dyn Apps>, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub fn run(self, apps: Arc<dyn Apps>, shutdown: impl Future<Output = Ending>) -> Result<(), Error> {
         let start_error = |cause| Error::Start { cause };
         let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(start_error)?;
         let is_draining = Arc::new(AtomicBool::new(false));
@@ -228,7 +222,8 @@ impl Server {
             let worker = Worker {
                 apps: apps.clone(),
                 config: self.config.clone(),
-                tls: self.tls.clone(),
+                front: self.front.clone(),
+                observer: self.observer.clone(),
                 is_draining: is_draining.clone(),
                 draining: draining.clone(),
                 closing: closing.clone(),
@@ -252,43 +247,63 @@ impl Server {
                     }
                 }
             });
-            self.listener.set_nonblocking(true).map_err(start_error)?;
-            let listener = TcpListener::from_std(self.listener.into()).map_err(start_error)?;
+            let mut listeners = Vec::with_capacity(self.listeners.len());
+            for listener in self.listeners {
+                let (socket, tls) = listener.into_parts();
+                listeners.push((TcpListener::from_std(socket).map_err(start_error)?, tls));
+            }
             let places = Arc::new(Semaphore::new(self.config.max_connections_count));
-            let hand_over = |stream: TcpStream, client: SocketAddr, permit: OwnedSemaphorePermit| {
+            let hand_over = |stream: TcpStream,
+                             client: SocketAddr,
+                             tls: &Option<Arc<dyn SelectTls>>,
+                             permit: OwnedSemaphorePermit| {
                 let least = workers.iter().min_by_key(|(_, load, _)| load.load(Ordering::Relaxed));
                 if let (Some((sender, load, _)), Ok(stream)) = (least, stream.into_std()) {
+                    let (tls, load) = (tls.clone(), LoadGuard::new(load));
                     // Fails only if the worker has ended, which closes the stream.
-                    let _ =
-                        sender.send(Accepted { stream, client, load: LoadGuard::new(load), _permit: permit });
+                    let _ = sender.send(Accepted { stream, client, tls, load, _permit: permit });
                 }
             };
-            let accept = async {
-                loop {
-                    let Ok(permit) = places.clone().acquire_owned().await else { return };
-                    match listener.accept().await {
-                        Ok((stream, client)) => hand_over(stream, client, permit),
-                        Err(error) if is_of_one_connection(&error) => {}
-                        Err(error) => {
-                            tracing::error!(code = "WISP-E0413", "connections cannot be accepted: {error}");
-                            tokio::time::sleep(ACCEPT_PAUSE).await;
+            let accept = join_all(listeners.iter().map(|(listener, tls)| {
+                let (places, hand_over) = (&places, &hand_over);
+                async move {
+                    loop {
+                        let Ok(permit) = places.clone().acquire_owned().await else { return };
+                        match listener.accept().await {
+                            Ok((stream, client)) => hand_over(stream, client, tls, permit),
+                            Err(error) if is_of_one_connection(&error) => {}
+                            Err(error) => {
+                                tracing::error!(
+                                    code = "WISP-E0413",
+                                    "connections cannot be accepted: {error}"
+                                );
+                                tokio::time::sleep(ACCEPT_PAUSE).await;
+                            }
                         }
                     }
                 }
-            };
-            tokio::select! {
+            }));
+            let ending = tokio::select! {
                 biased;
-                () = shutdown => {}
-                () = accept => {}
-            }
+                ending = shutdown => ending,
+                _ = accept => Ending::Stop,
+            };
 
             is_draining.store(true, Ordering::Relaxed);
-            while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
-                if let Ok(permit) = places.clone().try_acquire_owned() {
-                    hand_over(stream, client, permit);
+            let linger = match ending {
+                Ending::Stop => LINGER,
+                Ending::HandedOver => HANDOVER_LINGER,
+            };
+            if ending == Ending::Stop {
+                for (listener, tls) in &listeners {
+                    while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
+                        if let Ok(permit) = places.clone().try_acquire_owned() {
+                            hand_over(stream, client, tls, permit);
+                        }
+                    }
                 }
             }
-            drop(listener);
+            drop(listeners);
             draining.cancel();
             sweeper.abort();
             connections.close();
@@ -298,7 +313,7 @@ impl Server {
                 apps.tracker().wait().await;
             };
             tokio::pin!(ended);
-            if tokio::time::timeout(LINGER.min(self.config.grace_period), &mut ended).await.is_err() {
+            if tokio::time::timeout(linger.min(self.config.grace_period), &mut ended).await.is_err() {
                 closing.cancel();
                 if tokio::time::timeout(self.config.grace_period, ended).await.is_err() {
                     tracing::warn!(
@@ -344,13 +359,40 @@ async fn answer(
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restarted server takes its port again although old connections linger.
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG_COUNT)?;
-    Ok(socket)
+/// Answers a request that no app is asked for.
+async fn answer_before(
+    decision: Decision,
+    request: http::Request<Incoming>,
+    arrival: Arrival,
+) -> http::Response<ResponseBody> {
+    match decision {
+        // Boxed, so that requests of apps do not carry the room for it.
+        Decision::Service(service) => Box::pin(front::serve(service, request, arrival)).await,
+        Decision::Answer(answer) => answer.map(ResponseBody::full),
+        Decision::App => http::Response::new(ResponseBody::Empty),
+    }
+}
+
+/// Reads what a client says first, chooses a certificate, and does the rest.
+/// `None` if the client was refused.
+async fn shake_hands(
+    stream: TcpStream,
+    tls: &dyn SelectTls,
+) -> io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "it took too long");
+    let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+    let deadline = tokio::time::Instant::now() + TLS_HANDSHAKE_LIMIT;
+    let start = tokio::time::timeout_at(deadline, start).await.map_err(|_| late())??;
+    let (config, deadline) = match tls.select(&start.client_hello()) {
+        TlsChoice::Config(config) => (Some(config), deadline),
+        TlsChoice::Wait(config) => {
+            let config = tokio::time::timeout(TLS_WAIT_LIMIT, config).await.map_err(|_| late())?;
+            (config, tokio::time::Instant::now() + TLS_HANDSHAKE_LIMIT)
+        }
+        TlsChoice::Refuse => (None, deadline),
+    };
+    let Some(config) = config else { return Ok(None) };
+    tokio::time::timeout_at(deadline, start.into_stream(config)).await.map_err(|_| late())?.map(Some)
 }
 
 /// Whether accepting failed because of the one connection that was to be accepted.
@@ -380,29 +422,30 @@ impl Worker {
     }
 
     async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream, client, load: _load, _permit } = accepted;
+        let Accepted { stream, client, tls, load: _load, _permit } = accepted;
         let Ok(stream) = TcpStream::from_std(stream) else { return };
         // Responses are written whole; waiting for more would only delay them.
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        let connection = Connection::new(client, self.tls.is_some());
-        match &self.tls {
+        let arrival = Arrival { client, is_tls: tls.is_some() };
+        match tls {
             None => {
                 if let Some(is_http2) = self.speaks_http2(&stream).await {
-                    self.serve_stream(stream, is_http2, connection).await;
+                    self.serve_stream(stream, is_http2, arrival).await;
                 }
             }
-            Some(acceptor) => {
-                match tokio::time::timeout(TLS_HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => {
-                        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                        self.serve_stream(stream, is_http2, connection).await;
+            Some(tls) => match shake_hands(stream, &*tls).await {
+                Ok(Some(stream)) => {
+                    let protocol = stream.get_ref().1.alpn_protocol();
+                    if protocol != Some(ACME_PROTOCOL) {
+                        let is_http2 = protocol == Some(b"h2");
+                        self.serve_stream(stream, is_http2, arrival).await;
                     }
-                    Ok(Err(error)) => tracing::debug!(%client, "TLS handshake failed: {error}"),
-                    Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
                 }
-            }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%client, "TLS handshake failed: {error}"),
+            },
         }
     }
 
@@ -431,7 +474,7 @@ impl Worker {
         }
     }
 
-    async fn serve_stream<S>(&self, stream: S, is_http2: bool, connection: Connection)
+    async fn serve_stream<S>(&self, stream: S, is_http2: bool, arrival: Arrival)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -440,13 +483,27 @@ impl Worker {
             stall_timeout: self.config.body_stall_timeout,
         };
         let apps = self.apps.clone();
+        let (front, observer) = (self.front.clone(), self.observer.clone());
+        let connection = Connection::new(arrival.client, arrival.is_tls);
         let shared = Arc::new((connection, self.is_draining.clone()));
-        let service = service_fn(move |request: http::Request<Incoming>| {
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
             let shared = shared.clone();
-            let found = apps.find(request.uri(), request.headers());
+            let decision = front.as_ref().map_or(Decision::App, |front| front.decide(&request, &arrival));
+            let found = match decision {
+                Decision::App => Ok(apps.find(request.uri(), request.headers())),
+                other => Err(other),
+            };
+            let observation =
+                observer.as_ref().map(|observer| Observation::new(observer.clone(), &mut request, arrival));
             async move {
                 let (connection, is_draining) = &*shared;
-                let mut response = answer(found, request, connection, limits).await;
+                let mut response = match found {
+                    Ok(found) => answer(found, request, connection, limits).await,
+                    Err(decision) => answer_before(decision, request, arrival).await,
+                };
+                if let Some(observation) = observation {
+                    response = observation.follow(response);
+                }
                 // HTTP/2 has a goodbye of its own.
                 if !is_http2 && is_draining.load(Ordering::Relaxed) {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

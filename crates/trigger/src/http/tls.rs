@@ -1,17 +1,45 @@
-//! TLS for the listener.
+//! TLS for a listener: which configuration a client gets.
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustls::{ServerConfig, crypto::ring};
+use futures::future::BoxFuture;
+use rustls::{ServerConfig, crypto::ring, server::ClientHello};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use crate::Error;
 
 /// Protocols offered to clients, best first.
 const ALPN_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// Chooses the configuration that a client's connection goes on with. It says which
+/// protocols are offered: [`crate::http::Server`] speaks `h2` and `http/1.1`, and ends a
+/// connection of `acme-tls/1` after its handshake.
+pub trait SelectTls: Send + Sync + 'static {
+    /// Called once a connection, by every worker: it neither blocks nor waits.
+    fn select(&self, hello: &ClientHello<'_>) -> TlsChoice;
+}
+
+/// How a handshake goes on.
+pub enum TlsChoice {
+    /// With this configuration.
+    Config(Arc<ServerConfig>),
+    /// With the one that this leads to, if any, within the time that a handshake has.
+    Wait(BoxFuture<'static, Option<Arc<ServerConfig>>>),
+    /// Not at all.
+    Refuse,
+}
+
+/// One configuration for every client.
+pub struct FixedTls(Arc<ServerConfig>);
+
+impl SelectTls for FixedTls {
+    fn select(&self, _hello: &ClientHello<'_>) -> TlsChoice {
+        TlsChoice::Config(self.0.clone())
+    }
+}
 
 /// Where the certificate and its key are.
 #[derive(Clone, Debug)]
@@ -23,7 +51,11 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    pub(super) fn load(&self) -> Result<Arc<ServerConfig>, Error> {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// [`Error::Tls`].
+    pub fn load(&self) -> Result<Arc<FixedTls>, Error> {
         let certificates = CertificateDer::pem_file_iter(&self.certificate)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| tls_error("certificate", &self.certificate, error))?;
@@ -37,7 +69,7 @@ impl TlsFiles {
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key))
             .map_err(|error| tls_error("certificate", &self.certificate, error))?;
         config.alpn_protocols = ALPN_PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
-        Ok(Arc::new(config))
+        Ok(Arc::new(FixedTls(Arc::new(config))))
     }
 }
 
