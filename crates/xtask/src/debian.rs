@@ -9,6 +9,12 @@ use crate::chore::{Failure, Result, at, output, run_quietly, say, succeeds};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// Servers that tests start: the program that is looked for, and its package.
+pub(crate) const TEST_SERVERS: &[(&str, &str)] = &[
+    // Let's Encrypt's authority for tests, with its name server.
+    ("pebble", "pebble"),
+];
+
 /// A second, private set of package lists that leaves the machine's alone.
 pub(crate) struct Archive {
     folder: PathBuf,

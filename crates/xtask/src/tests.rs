@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::chore::{Chore, Failure, Result, at, cargo, run_watching};
 use crate::guests;
+use crate::tools;
 
 /// The folder of built guests, for the suite.
 const GUESTS_VARIABLE: &str = "WISP_GUESTS_DIR";
@@ -25,6 +26,10 @@ struct Counts {
 pub(crate) fn run(chore: &mut Chore, arguments: &[String]) -> Result<()> {
     for (name, failure) in guests::try_build(chore, &[])? {
         chore.skip(format!("tests with the guest {name}"), failure.message());
+    }
+    // A test whose server is not there says so itself.
+    if let Err(failure) = chore.step("servers for tests", |_| tools::servers()) {
+        failure.report();
     }
     let skipped = chore.target.join("skipped-tests.txt");
     fs::write(&skipped, "").map_err(at(&skipped))?;

@@ -37,6 +37,8 @@ pub(crate) enum Tool {
     Zig,
     /// Go, for the Go guests
     Go,
+    /// Servers that tests start
+    Servers,
     /// cargo-deny, for `cargo xtask ci`
     CargoDeny,
 }
@@ -74,6 +76,7 @@ impl Tool {
             Self::Python => "Python environments",
             Self::Zig => "Zig",
             Self::Go => "Go",
+            Self::Servers => "servers for tests",
             Self::CargoDeny => "cargo-deny",
         }
     }
@@ -88,6 +91,7 @@ impl Tool {
                 .try_for_each(|folder| python_environment(chore, &folder.join("requirements.txt")).map(drop)),
             Self::Zig => zig(chore).map(drop),
             Self::Go => go(chore).map(drop),
+            Self::Servers => servers(),
             Self::CargoDeny => cargo_deny(chore).map(drop),
         }
     }
@@ -152,6 +156,25 @@ pub(crate) fn basics() -> Result<()> {
     missing.dedup();
     if missing.is_empty() {
         say("cc, c++ and curl: already there");
+        return Ok(());
+    }
+    debian::install(&missing)
+}
+
+/// What tests start beside Wisp itself.
+pub(crate) fn servers() -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Debian has some where only root looks.
+    let folders: Vec<_> =
+        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]).collect();
+    let mut missing: Vec<_> = debian::TEST_SERVERS
+        .iter()
+        .filter(|(program, _)| !folders.iter().any(|folder| folder.join(program).is_file()))
+        .map(|(_, package)| *package)
+        .collect();
+    missing.dedup();
+    if missing.is_empty() {
+        say("servers for tests: already there");
         return Ok(());
     }
     debian::install(&missing)
