@@ -180,7 +180,10 @@ impl Bucket {
         let interval_ns = rate.map_or(0, |rate| 1_000_000_000 / u64::from(rate.requests_per_s.get()));
         let burst_count = rate.map_or(0, |rate| u64::from(rate.burst_count.get()));
         self.depth_ns.store(interval_ns.saturating_mul(burst_count), Ordering::Relaxed);
-        self.interval_ns.store(interval_ns, Ordering::Relaxed);
+        if self.interval_ns.swap(interval_ns, Ordering::Relaxed) != interval_ns {
+            // What was used at the old rate does not count at the new one.
+            self.full_at_ns.store(0, Ordering::Relaxed);
+        }
     }
 
     fn is_endless(&self) -> bool {
@@ -196,9 +199,7 @@ impl Bucket {
         let depth_ns = self.depth_ns.load(Ordering::Relaxed).max(interval_ns);
         let mut full_at_ns = self.full_at_ns.load(Ordering::Relaxed);
         loop {
-            // A rate that was lowered must not make those wait who came before.
-            let from_ns = full_at_ns.clamp(now_ns, now_ns.saturating_add(depth_ns));
-            let next_ns = from_ns.saturating_add(interval_ns);
+            let next_ns = full_at_ns.max(now_ns).saturating_add(interval_ns);
             if next_ns > now_ns.saturating_add(depth_ns) {
                 return Err(next_ns - now_ns - depth_ns);
             }
@@ -279,7 +280,8 @@ mod tests {
         }
         assert!(bucket.take(100 * SECOND_NS).is_err());
         bucket.set(rate(1_000, 1));
-        bucket.take(100 * SECOND_NS + 2 * SECOND_NS / 1_000).unwrap();
+        bucket.take(100 * SECOND_NS).unwrap();
+        assert_eq!(bucket.take(100 * SECOND_NS), Err(SECOND_NS / 1_000));
         bucket.set(None);
         bucket.take(0).unwrap();
     }

@@ -27,9 +27,11 @@ const REMEMBERED_COUNT: usize = 4_096;
 pub(crate) struct Table<V> {
     id: u64,
     hasher: RandomState,
-    shards: Vec<RwLock<HashMap<Box<str>, Arc<Slot<V>>>>>,
+    shards: Vec<Shard<V>>,
     max_shard_count: usize,
 }
+
+type Shard<V> = RwLock<HashMap<Box<str>, Arc<Slot<V>>>>;
 
 struct Slot<V> {
     value: V,
@@ -128,7 +130,7 @@ impl<V: Send + Sync + 'static> Table<V> {
         self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }
 
-    fn shard(&self, key: &str) -> &RwLock<HashMap<Box<str>, Arc<Slot<V>>>> {
+    fn shard(&self, key: &str) -> &Shard<V> {
         let index = usize::try_from(self.hasher.hash_one(key) % SHARDS_COUNT as u64).unwrap_or(0);
         &self.shards[index]
     }

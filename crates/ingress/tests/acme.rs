@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
@@ -153,6 +153,14 @@ impl Pebble {
             .unwrap();
         wait_for(&mut authority, "ACME directory available");
         self.authority = Some(authority);
+        // It says so a moment before it listens.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        for port in [self.directory_port, self.management_port] {
+            while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+                assert!(Instant::now() < deadline, "the authority does not listen");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
 
     fn down(&mut self) {

@@ -254,8 +254,8 @@ mod tests {
         assert_eq!(again.load_account("https://ca.example/dir").unwrap().as_deref(), Some("{}"));
         assert_eq!(again.load_account("https://ca.example/other").unwrap(), None);
         assert_eq!(again.due(from_unix_s(21), 9).unwrap(), [other.clone(), one.clone()]);
-        assert_eq!(again.due(from_unix_s(21), 1).unwrap(), [other.clone()]);
-        assert_eq!(again.due(from_unix_s(20), 9).unwrap(), [other.clone()]);
+        assert_eq!(again.due(from_unix_s(21), 1).unwrap(), std::slice::from_ref(&other));
+        assert_eq!(again.due(from_unix_s(20), 9).unwrap(), std::slice::from_ref(&other));
         again.remove(&other).unwrap();
         again.remove(&other).unwrap();
         assert_eq!(again.load(&other).unwrap(), None);
