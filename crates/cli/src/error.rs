@@ -14,6 +14,9 @@ pub(crate) enum Error {
     /// The node cannot start.
     #[error(transparent)]
     Node(#[from] wisp_node::Error),
+    /// An image cannot be made, pushed, pulled or unpacked.
+    #[error(transparent)]
+    Image(#[from] wisp_image::Error),
     /// The server cannot start.
     #[error(transparent)]
     Serve(#[from] wisp_trigger::Error),
@@ -62,6 +65,7 @@ impl Error {
         match self {
             Self::Diagnostics(_) | Self::Load(_) => None,
             Self::Node(error) => Some(error.code()),
+            Self::Image(error) => Some(error.code()),
             Self::Serve(error) => Some(error.code()),
             Self::Telemetry(error) => Some(error.code()),
             Self::Flag { .. } => Some("WISP-E0501"),
@@ -76,6 +80,7 @@ impl Error {
         match self {
             Self::Diagnostics(_) | Self::Load(_) => None,
             Self::Node(error) => error.hint(),
+            Self::Image(error) => error.hint(),
             Self::Serve(error) => error.hint(),
             Self::Telemetry(error) => error.hint(),
             Self::Flag { hint, .. } => Some((*hint).into()),

@@ -28,6 +28,9 @@ enum Command {
     /// Serve an app on this machine.
     #[command(visible_alias = "u")]
     Up(Box<commands::up::Up>),
+    /// Push apps to registries as images, and pull them.
+    #[command(visible_alias = "oci")]
+    Registry(Box<commands::registry::Registry>),
     /// Serve many apps in one process, each at its host name.
     Serve(Box<commands::serve::Serve>),
 }
@@ -38,8 +41,12 @@ fn main() -> ExitCode {
         output::print_error(&error::Error::Telemetry(error));
         return ExitCode::from(2);
     }
+    // For everything in this process that speaks TLS as a client. It fails only if there
+    // is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match arguments.command {
         Command::Up(up) => up.run(),
+        Command::Registry(registry) => registry.run(),
         Command::Serve(serve) => serve.run(),
     };
     match result {

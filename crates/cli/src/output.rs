@@ -10,7 +10,9 @@ const DEFAULT_WIDTH_COLUMNS: usize = 80;
 /// Prints an error, or all of them, to standard error.
 pub(crate) fn print_error(error: &Error) {
     match error {
-        Error::Diagnostics(diagnostics) => print_diagnostics(diagnostics),
+        Error::Diagnostics(diagnostics) | Error::Image(wisp_image::Error::App(diagnostics)) => {
+            print_diagnostics(diagnostics);
+        }
         Error::Load(errors) => {
             for error in &errors.0 {
                 print_one(error.code(), &error.to_string(), error.hint());

@@ -223,6 +223,12 @@ pub enum Rule {
         /// What is wrong with it.
         reason: BlockedNetworkError,
     },
+    /// A locked app that needs what this version cannot do.
+    #[error("{what}, which this version of Wisp cannot do")]
+    Unsupported {
+        /// Who needs what.
+        what: String,
+    },
 }
 
 /// A table within the text, said as ` in …`; nothing for the outermost.
@@ -299,6 +305,7 @@ impl Rule {
             Self::TooMany { .. } => "WISP-E0122",
             Self::UnknownBackend { .. } => "WISP-E0123",
             Self::BlockedNetwork { .. } => "WISP-E0124",
+            Self::Unsupported { .. } => "WISP-E0125",
         }
     }
 
@@ -366,6 +373,9 @@ impl Rule {
             }
             Self::TooMany { .. } => Some("split the app into several".to_owned()),
             Self::UnknownBackend { known, .. } => Some(format!("known types are {}", listed(known))),
+            Self::Unsupported { .. } => {
+                Some("update Wisp, or ask who packed the app for one without it".to_owned())
+            }
             Self::BlockedNetwork { .. } => {
                 Some("write for example `block_networks = [\"10.0.0.0/8\", \"private\"]`".to_owned())
             }
@@ -576,6 +586,25 @@ impl Diagnostics {
         let related = related.into_iter().map(|(span, label)| (within(span), label)).collect();
         let source = Arc::clone(&self.source);
         self.problems.push(Problem { rule, severity, span, related, source });
+    }
+
+    /// The same, where there is more than one.
+    pub(crate) fn of_rules(name: &Path, rules: impl IntoIterator<Item = Rule>) -> Self {
+        let mut diagnostics = Self::new(name, "");
+        for rule in rules {
+            diagnostics.push(Severity::Error, rule, None, Vec::new());
+        }
+        diagnostics
+    }
+
+    /// The same problems, of a text that nobody can look at.
+    pub(crate) fn without_places(self, name: &Path) -> Self {
+        let mut diagnostics = Self::new(name, "");
+        for problem in self.problems {
+            diagnostics.push(problem.severity, problem.rule, None, Vec::new());
+        }
+        diagnostics.omitted_count += self.omitted_count;
+        diagnostics
     }
 
     pub(crate) fn sort(&mut self) {

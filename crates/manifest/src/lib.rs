@@ -25,6 +25,9 @@
 //!    [`AllowedHosts`](allowed_hosts::AllowedHosts).
 //! 5. Only [`App::components_for`] the trigger types that run are loaded.
 //!
+//! An app that was packed comes as JSON instead ([`locked`]), and is said again in the
+//! words of a manifest before step 1, so that all the rest is the same.
+//!
 //! An `App` never changes. Another text, profile or version is another `App`.
 //!
 //! # Languages
@@ -45,8 +48,10 @@ pub mod allowed_hosts;
 mod check;
 mod decode;
 pub mod diagnostics;
+pub mod files;
 pub mod id;
 mod load;
+pub mod locked;
 pub mod model;
 mod raw;
 pub mod route;
@@ -58,5 +63,6 @@ mod v1;
 pub use check::{MAX_COMPONENTS_COUNT, MAX_TIMEOUT, MAX_TRIGGERS_COUNT};
 pub use diagnostics::Diagnostics;
 pub use load::{Checked, MANIFEST_FILE_NAME, MAX_TEXT_BYTES, manifest_schema};
+pub use locked::{LOCKED_FILE_NAME, LockedApp};
 pub use model::App;
 pub use runtime_config::{RuntimeConfig, runtime_config_schema};

@@ -9,6 +9,7 @@ use crate::check;
 use crate::decode::{At, Context, Decode, Span, Value, span_of};
 use crate::diagnostics::{Diagnostics, Rule};
 use crate::id::{ComponentId, TriggerId};
+use crate::locked::{LOCKED_FILE_NAME, LockedApp, MAX_LOCKED_BYTES};
 use crate::model::{
     App, Component, Executor, HttpRoute, HttpTarget, HttpTrigger, Source, Trigger, TriggerKind,
     WispAppSettings, WispComponentSettings,
@@ -51,22 +52,37 @@ impl App {
         })
     }
 
-    /// Reads a manifest from a file, or from `spin.toml` in a directory.
+    /// Reads a manifest from a file, or from `spin.toml` in a directory, or from
+    /// `spin.lock` if there is only that.
     ///
     /// # Errors
     /// Everything that is wrong with it, or that it cannot be read.
     pub fn read(path: &Path, profile: Option<&str>) -> Result<Checked<Self>, Diagnostics> {
-        match path.is_dir() {
-            true => Self::read_file(&path.join(MANIFEST_FILE_NAME), profile),
-            false => Self::read_file(path, profile),
+        if !path.is_dir() {
+            return Self::read_file(path, profile);
+        }
+        let manifest = path.join(MANIFEST_FILE_NAME);
+        let locked = path.join(LOCKED_FILE_NAME);
+        match !manifest.exists() && locked.exists() {
+            true => Self::read_file(&locked, profile),
+            false => Self::read_file(&manifest, profile),
         }
     }
 
-    /// Reads a manifest from a file.
+    /// Reads a manifest from a file; a locked app if it is called `spin.lock`.
     ///
     /// # Errors
     /// Everything that is wrong with it, or that it cannot be read.
     pub fn read_file(path: &Path, profile: Option<&str>) -> Result<Checked<Self>, Diagnostics> {
+        if path.file_name().is_some_and(|name| name == LOCKED_FILE_NAME) {
+            if let Some(profile) = profile {
+                // What other profiles say is not in it any more.
+                let rule = Rule::UnknownProfile { profile: profile.to_owned(), known: Vec::new() };
+                return Err(Diagnostics::without_text(path, rule));
+            }
+            let json = read_bytes(path, MAX_LOCKED_BYTES, "name a locked app or its directory")?;
+            return LockedApp::parse(path, &json)?.check(path);
+        }
         let text = read_text(path, "name a manifest or its directory, or change into it")?;
         Self::parse(path, &text, profile)
     }
@@ -139,6 +155,15 @@ pub(crate) fn directory_of(path: &Path) -> PathBuf {
 
 /// Reads a file as text, up to [`MAX_TEXT_BYTES`].
 pub(crate) fn read_text(path: &Path, missing_hint: &str) -> Result<String, Diagnostics> {
+    String::from_utf8(read_bytes(path, MAX_TEXT_BYTES, missing_hint)?).map_err(|_| {
+        let reason = "it is not UTF-8 text".to_owned();
+        let path_text = path.display().to_string();
+        Diagnostics::without_text(path, Rule::Unreadable { path: path_text, reason, hint: None })
+    })
+}
+
+/// Reads a file, one byte more than `max_bytes` at most.
+fn read_bytes(path: &Path, max_bytes: u64, missing_hint: &str) -> Result<Vec<u8>, Diagnostics> {
     use std::io::Read;
 
     let refused = |reason: String, hint: Option<String>| {
@@ -155,8 +180,8 @@ pub(crate) fn read_text(path: &Path, missing_hint: &str) -> Result<String, Diagn
     let file = std::fs::File::open(path).map_err(unreadable)?;
     // Read in one step, as nearly all are shorter.
     let mut bytes = Vec::with_capacity(USUAL_TEXT_BYTES);
-    file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".to_owned(), None))
+    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
 }
 
 /// Parses TOML, lets `read` make something of it, and sorts what was wrong.

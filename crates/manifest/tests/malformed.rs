@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use wisp_manifest::{App, Diagnostics, RuntimeConfig};
+use wisp_manifest::{App, Diagnostics, LockedApp, RuntimeConfig};
 
 /// The width of a terminal.
 const WIDTH_COLUMNS: usize = 100;
@@ -63,7 +63,11 @@ fn every_code_has_an_example_and_is_documented() {
     seen.extend(missing_file.iter().map(|problem| problem.code()));
     let too_many = App::parse(Path::new("spin.toml"), &too_many_components(), None).unwrap_err();
     seen.extend(too_many.iter().map(|problem| problem.code()));
-    let expected: Vec<String> = (101..=124).map(|number| format!("WISP-E0{number}")).collect();
+    let newer = br#"{"spin_lock_version":9,"triggers":[],"components":[]}"#;
+    let newer = LockedApp::parse(Path::new("spin.lock"), newer).unwrap();
+    let newer = newer.check(Path::new("spin.lock")).unwrap_err();
+    seen.extend(newer.iter().map(|problem| problem.code()));
+    let expected: Vec<String> = (101..=125).map(|number| format!("WISP-E0{number}")).collect();
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected);
 
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");

@@ -231,9 +231,12 @@ impl Fingerprint {
         let is_same = |path: &Path, known: &FileIdentity| {
             FileIdentity::at(path).is_ok_and(|identity| identity == *known)
         };
+        let is_manifest = |name: &str| is_same(&folder.join(name), &self.manifest);
         self.is_reliable
             && self.folder == folder
-            && is_same(&folder.join(wisp_manifest::MANIFEST_FILE_NAME), &self.manifest)
+            && (is_manifest(wisp_manifest::MANIFEST_FILE_NAME)
+                || is_manifest(wisp_manifest::LOCKED_FILE_NAME)
+                    && !folder.join(wisp_manifest::MANIFEST_FILE_NAME).exists())
             && self.sources.iter().all(|(path, identity)| is_same(path, identity))
     }
 }

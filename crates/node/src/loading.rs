@@ -19,7 +19,7 @@ use std::{
 use futures::FutureExt as _;
 use http::StatusCode;
 use wisp_engine::FileIdentity;
-use wisp_manifest::{App, MANIFEST_FILE_NAME};
+use wisp_manifest::{App, LOCKED_FILE_NAME, MANIFEST_FILE_NAME};
 use wisp_trigger::http::{Found, HttpApp, Refusal};
 
 use crate::{
@@ -428,14 +428,19 @@ pub(crate) fn resolve(host: &HostName, folder: &Path) -> Result<PathBuf, Error> 
     Err(Error::Folder { host: host.to_string(), path, cause })
 }
 
-/// Reads the manifest in a folder, and says which file it was.
+/// Reads the manifest in a folder, or the locked app, and says which file it was.
 pub(crate) fn read_manifest(host: &HostName, folder: &Path) -> Result<(FileIdentity, bool, App), Error> {
-    let path = folder.join(MANIFEST_FILE_NAME);
-    let identity = FileIdentity::at(&path).map_err(|cause| Error::Folder {
-        host: host.to_string(),
-        path: path.clone(),
-        cause,
-    })?;
+    let mut path = folder.join(MANIFEST_FILE_NAME);
+    let mut identity = FileIdentity::at(&path);
+    if identity.as_ref().is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound) {
+        // An app that was packed and unpacked.
+        let locked = folder.join(LOCKED_FILE_NAME);
+        if let Ok(found) = FileIdentity::at(&locked) {
+            (path, identity) = (locked, Ok(found));
+        }
+    }
+    let identity =
+        identity.map_err(|cause| Error::Folder { host: host.to_string(), path: path.clone(), cause })?;
     let is_settled = identity.is_settled();
     match App::read_file(&path, None) {
         Ok(checked) => {

@@ -9,6 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use wisp_capability::{variables, wasi::logs::Follow};
 use wisp_engine::EngineConfig;
+use wisp_image::client::ImageReference;
 use wisp_manifest::{App, RuntimeConfig, model::Reuse, runtime_config::Directory};
 use wisp_node::{AppSettings, Runtime, RuntimeSettings};
 use wisp_trigger::http::{AdmissionLimits, CommonsSettings, HttpApp, Listener, OneApp, Server, ServerConfig};
@@ -17,6 +18,7 @@ use super::common::{
     CeilingFlags, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, parse_pair, stop_signal,
     unwrap_checked, user_cache_dir,
 };
+use super::registry::pull_app;
 use crate::{error::Error, output};
 
 /// Where an app's stores and logs lie, below its folder.
@@ -28,9 +30,14 @@ const STATE_DIR_NAME: &str = ".spin";
 /// and answers HTTP requests until it is interrupted.
 #[derive(Args)]
 pub(crate) struct Up {
-    /// The app: a `spin.toml`, a folder with one, or a `.wasm` file.
-    #[arg(short = 'f', long, value_name = "PATH", default_value = ".", alias = "from-file")]
+    /// The app: a `spin.toml`, a folder with one, a `.wasm` file, or an image in a registry
+    /// such as `registry.example/team/app:1.0`.
+    #[arg(short = 'f', long, value_name = "PATH", default_value = ".", aliases = ["from-file", "from-registry"])]
     from: PathBuf,
+
+    /// Speak plain HTTP with the registry.
+    #[arg(short = 'k', long)]
+    insecure: bool,
 
     /// Read the components with this profile of the manifest.
     #[arg(long, value_name = "NAME")]
@@ -235,12 +242,14 @@ enum Format {
 
 impl Up {
     pub(crate) fn run(&self) -> Result<(), Error> {
-        let app = self.app()?;
+        let image = self.image();
+        let app = self.app(image.as_ref())?;
         let runtime_config = self.runtime_config()?;
         let listener = self.listener()?;
         wisp_node::raise_descriptor_limit();
 
-        let usual_state_dir = || Some(app.directory.join(STATE_DIR_NAME));
+        // The folder of an image is one version's, and goes with it.
+        let usual_state_dir = || image.is_none().then(|| app.directory.join(STATE_DIR_NAME));
         let state_dir =
             directory(self.state.state_dir.as_deref(), &runtime_config.state_directory, usual_state_dir);
         let usual_log_dir = || state_dir.as_ref().map(|state| state.join("logs"));
@@ -290,8 +299,17 @@ impl Up {
 }
 
 impl Up {
-    /// Reads the manifest, or makes one for a bare component.
-    fn app(&self) -> Result<App, Error> {
+    /// The image that is to be served, if it is one.
+    fn image(&self) -> Option<ImageReference> {
+        let text = self.from.to_str().filter(|text| ImageReference::looks_like(text))?;
+        text.parse().ok().filter(|_| !self.from.exists())
+    }
+
+    /// Reads the manifest, makes one for a bare component, or pulls an image.
+    fn app(&self, image: Option<&ImageReference>) -> Result<App, Error> {
+        if let Some(image) = image {
+            return pull_app(image, self.insecure, &self.cache_dir());
+        }
         let is_component = self.from.is_file()
             && self.from.extension().is_some_and(|extension| extension == "wasm" || extension == "wat");
         if is_component {
@@ -362,12 +380,12 @@ impl Up {
         }
     }
 
+    fn cache_dir(&self) -> PathBuf {
+        self.engine.cache_dir.clone().unwrap_or_else(|| user_cache_dir().join("wisp"))
+    }
+
     fn image_dir(&self) -> PathBuf {
-        match &self.engine.cache_dir {
-            Some(folder) => folder.clone(),
-            None => user_cache_dir().join("wisp"),
-        }
-        .join("images")
+        self.cache_dir().join("images")
     }
 
     /// Says where the app is and what it answers. Scripts read this: its form is
