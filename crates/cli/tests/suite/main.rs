@@ -29,6 +29,7 @@ mod load;
 mod malformed;
 mod malicious;
 mod outbound;
+mod registry;
 mod request_shape;
 mod serve;
 mod sqlite;
