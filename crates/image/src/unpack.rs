@@ -60,19 +60,18 @@ pub async fn unpack(blobs: &Blobs, image: &Digest, folder: &Path) -> Result<Unpa
             .prefix(".unpacking-")
             .tempdir_in(parent)
             .map_err(Error::file("create a folder in", parent))?;
-        Unpacking { blobs, manifest, root: temporary.path().to_owned(), archived: HashMap::new() }
-            .run()
-            .await?;
-        let (made, folder, parent) = (temporary, folder.to_owned(), parent.to_owned());
+        // Within it, so that the folder has the usual permissions.
+        let root = temporary.path().join("app");
+        fs::create_dir(&root).map_err(Error::file("create", &root))?;
+        Unpacking { blobs, manifest, root: root.clone(), archived: HashMap::new() }.run().await?;
+        let (folder, parent) = (folder.to_owned(), parent.to_owned());
         tokio::task::spawn_blocking(move || {
-            sync_all(made.path())?;
-            match fs::rename(made.path(), &folder) {
+            sync_all(&root)?;
+            match fs::rename(&root, &folder) {
                 // Somebody else was faster, with the same content.
                 Err(_) if folder.exists() => return Ok(()),
                 renamed => renamed.map_err(Error::file("rename to", &folder))?,
             }
-            // It is not temporary any more.
-            let _ = made.keep();
             sync(&parent)
         })
         .await??;

@@ -502,9 +502,9 @@ async fn what_another_team_has_looks_as_if_it_did_not_exist() {
     }
     // Their own repository does not have it either, until they push it.
     registry.ask_as("token-b", "HEAD", &format!("/v2/b/app/blobs/{blob}"), &[], b"").await.is(404);
-    let path = format!("/v2/b/app/manifests/1.0");
+    let path = "/v2/b/app/manifests/1.0";
     let headers = [("content-type", IMAGE_MANIFEST)];
-    let answer = registry.ask_as("token-b", "PUT", &path, &headers, manifest.to_string().as_bytes()).await;
+    let answer = registry.ask_as("token-b", "PUT", path, &headers, manifest.to_string().as_bytes()).await;
     answer.refused(400, "MANIFEST_BLOB_UNKNOWN");
     let path = format!("/v2/b/app/blobs/uploads/?digest={blob}");
     registry.ask_as("token-b", "POST", &path, &[], b"content").await.is(201);

@@ -256,8 +256,11 @@ fn what_cannot_be_packed_says_why() {
     }
 }
 
+/// Media types and contents.
+type Layers<'a> = &'a [(&'a str, &'a [u8])];
+
 /// An image of whatever layers, as somebody else may have made it.
-async fn handmade(blobs: &Blobs, locked: Option<Value>, layers: &[(&str, &[u8])]) -> Digest {
+async fn handmade(blobs: &Blobs, locked: Option<Value>, layers: Layers<'_>) -> Digest {
     let mut descriptors = Vec::new();
     for (media_type, content) in layers {
         let digest = blobs.put_bytes(Bytes::copy_from_slice(content)).await.unwrap();
@@ -340,7 +343,7 @@ async fn what_is_no_app_or_means_harm_leaves_nothing() {
     archive.append_data(&mut header, "somewhere/else", b"file".as_slice()).unwrap();
     let mut archive = archive.into_inner().unwrap().finish().unwrap();
     let layers: [(&str, &[u8]); 2] = [(COMPONENT, b"wasm"), (FILE, b"file")];
-    let cases: Vec<(Option<Value>, &[(&str, &[u8])], &str)> = vec![
+    let cases: Vec<(Option<Value>, Layers<'_>, &str)> = vec![
         (None, &layers, "WISP-E0804"),
         (Some(json!([])), &layers, "WISP-E0101"),
         (Some(with_files(json!([file("../a")]))), &layers, "WISP-E0106"),

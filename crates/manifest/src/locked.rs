@@ -63,6 +63,9 @@ const COMPONENT_HOST_REQUIREMENTS: &str = "component_host_requirements";
 /// The newest form of locked apps that is known.
 const MAX_VERSION: u32 = 1;
 
+/// The path of content that is in the locked app itself and has no digest.
+const INLINE: &str = "inline";
+
 const REQUIRED: &str = "required";
 const OPTIONAL: &str = "optional";
 
@@ -760,8 +763,9 @@ impl ContentRef {
 
     fn place(&self) -> Result<Place<'_>, &'static str> {
         let Some(source) = self.source.as_deref() else {
-            let digest = self.digest.clone().ok_or("has neither a source nor a digest")?;
-            return Ok(Place::Path(digest));
+            let inline = || self.inline.as_ref().map(|_| INLINE.to_owned());
+            let digest = self.digest.clone().or_else(inline);
+            return digest.map(Place::Path).ok_or("has neither a source nor a digest");
         };
         match scheme(source) {
             None => {

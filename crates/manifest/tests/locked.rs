@@ -298,6 +298,20 @@ fn what_is_wrong_is_refused_with_a_code() {
 }
 
 #[test]
+fn a_locked_app_with_everything_in_it_is_read_and_comes_back() {
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/locked/full.json");
+    let path = Path::new("spin.lock");
+    let app = LockedApp::parse(path, &std::fs::read(seed).unwrap()).unwrap().check(path);
+    let app = app.unwrap_or_else(|problems| panic!("{}", problems.render(false, 100))).value;
+    assert_eq!(app.components.len(), 2);
+    assert_eq!(app.triggers.len(), 5);
+    assert_eq!(app.wisp.probe.as_deref(), Some("/health"));
+    let mut back = round_trip(&app);
+    back.directory = app.directory.clone();
+    assert_eq!(shown(&back), shown(&app));
+}
+
+#[test]
 fn a_folder_with_a_locked_app_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(LOCKED_FILE_NAME);
@@ -375,8 +389,6 @@ proptest! {
             "components": [],
         });
         let path = Path::new("spin.lock");
-        let mut settings = settings;
-        settings.remove("component");
         let app = LockedApp::parse(path, json.to_string().as_bytes()).unwrap().check(path);
         // `component` and `components` mean something.
         prop_assume!(!json["triggers"][0]["trigger_config"].as_object().unwrap().keys()

@@ -140,7 +140,9 @@ pub(crate) fn stalling_proxy(to: SocketAddr, limit_bytes: usize) -> SocketAddr {
     thread::spawn(move || {
         for client in listener.incoming() {
             let (Ok(mut client), Ok(mut server)) = (client, TcpStream::connect(to)) else { return };
-            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), server.try_clone()) else { return };
+            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), server.try_clone()) else {
+                return;
+            };
             thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
             thread::spawn(move || {
                 let mut left = limit_bytes;
