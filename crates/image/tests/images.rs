@@ -361,7 +361,7 @@ async fn what_is_no_app_or_means_harm_leaves_nothing() {
         ),
         (Some(with_files(json!([file("a")]))), &layers[..1], "WISP-E0806"),
         (Some(with_files(json!([]))), &layers[1..], "WISP-E0806"),
-        (Some(locked(json!({ "id": "../a", "source": wasm }))), &layers, "WISP-E0107"),
+        (Some(locked(json!({ "id": "../a", "source": wasm }))), &layers, "WISP-E0109"),
         (
             Some(locked(
                 json!({ "id": "a", "source": { "content_type": "x", "source": "/etc/passwd", "digest": Digest::of(b"wasm") } }),
