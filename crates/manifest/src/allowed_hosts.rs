@@ -905,7 +905,53 @@ mod tests {
         assert!(BlockedNetworks::parse(["1.2.3.4/40"]).is_err());
     }
 
+    #[test]
+    fn what_is_open_is_not_blocked_as_private() {
+        let mut blocked = BlockedNetworks::parse(["private", "10.1.0.0/16"]).unwrap();
+        blocked.open("10.0.0.0/8".parse().unwrap()).unwrap();
+        for (address, expected) in
+            [("10.2.0.1", false), ("::ffff:10.2.0.1", false), ("10.1.0.1", true), ("192.168.0.1", true)]
+        {
+            assert_eq!(blocked.blocks(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_entries_cover() {
+        let entry = |text| AllowedHost::parse(text).unwrap();
+        for (own, other, expected) in [
+            ("https://*", "https://api.example.com", true),
+            ("https://*", "https://api.example.com:8443", false),
+            ("https://*:*", "https://api.example.com:1..9", true),
+            ("*://*:*", "*://*:*", true),
+            ("https://*:*", "*://*:*", false),
+            ("https://*.example.com", "https://*.a.example.com", true),
+            ("https://*.example.com", "https://example.com", false),
+            ("https://*.example.com", "https://*", false),
+            ("tcp://10.0.0.0/8:1..10", "tcp://10.1.0.0/16:9", true),
+            ("tcp://10.1.0.0/16:9", "tcp://10.0.0.0/8:9", false),
+        ] {
+            assert_eq!(entry(own).covers(&entry(other)), expected, "{own} {other}");
+        }
+        assert!(entry("http://self").is_own_app() && entry("http://*.spin.internal").is_own_app());
+        assert!(!entry("http://*").is_own_app());
+    }
+
     proptest! {
+        #[test]
+        fn who_covers_allows(
+            own in "(http|\\*)://(\\*|\\*\\.a|b\\.a|a|1\\.0\\.0\\.0/8):(\\*|8|8\\.\\.10)",
+            other in "(http|\\*)://(\\*|\\*\\.a|b\\.a|a|1\\.2\\.0\\.0/16):(\\*|9|8\\.\\.10)",
+            scheme in "(http|tcp)",
+            host in "(c\\.b\\.a|b\\.a|a|1\\.2\\.3\\.4|1\\.3\\.3\\.4)",
+            port in 7_u16..12,
+        ) {
+            let (own, other) = (AllowedHost::parse(&own).unwrap(), AllowedHost::parse(&other).unwrap());
+            if own.covers(&other) && other.allows(&scheme, &host, port) {
+                prop_assert!(own.allows(&scheme, &host, port));
+            }
+        }
+
         #[test]
         fn never_panics(
             entry in "(http|\\*|tcp)?(://)?(self|a|é|\\*|\\.|1\\.2\\.3\\.4|\\[|\\]|::|/|:|8|\\.\\.){0,6}",

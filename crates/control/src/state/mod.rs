@@ -218,7 +218,7 @@ fn write_all(mut db: Connection, mut waiting: mpsc::Receiver<Job>) {
             tracing::error!(%error, "the state cannot be written");
         }
         for answer in answers {
-            answer(result.as_ref().map(|()| ()).map_err(ToString::to_string));
+            answer(result.as_ref().copied().map_err(ToString::to_string));
         }
     }
 }
