@@ -12,10 +12,13 @@
 //!                 ◀── "ready" ───────────────────────────   Inheritance::ready
 //!  stops accepting ── "draining" ───────────────────────▶
 //!  answers what it has                                      Offer::bind
+//!  drops HandedOver ─── end of the stream ──────────────▶   Predecessor::gone
 //! ```
 //!
 //! A successor that dies before it is ready changes nothing: the old one has not stopped
-//! and waits for the next. Both ends refuse a process of another user. The socket's path
+//! and waits for the next. For what two processes must not do at once there is the end of
+//! the stream: the old one lets go of its [`HandedOver`] when it has stopped doing that, or
+//! dies. A lock on a file can be handed over like a socket. Both ends refuse a process of another user. The socket's path
 //! belongs to whoever bound it last; nobody removes it, since a path that leads nowhere
 //! says the same as none.
 
@@ -76,6 +79,20 @@ pub struct Inheritance {
     stream: UnixStream,
 }
 
+/// A successor accepts connections. Dropping this tells it that this process has let go of
+/// all that it is not to share.
+#[derive(Debug)]
+#[must_use = "dropping it tells the successor that this process has let go"]
+pub struct HandedOver {
+    _stream: UnixStream,
+}
+
+/// A process whose sockets were taken over, and which comes to its end.
+#[derive(Debug)]
+pub struct Predecessor {
+    stream: UnixStream,
+}
+
 impl Offer {
     /// Waits for a successor at this path from now on, in the place of whoever did so
     /// before. Needs a Tokio runtime.
@@ -100,12 +117,12 @@ impl Offer {
         Ok(Self { path: path.to_owned(), listener })
     }
 
-    /// Gives `sockets`, each with a name, to whoever asks; resolves when a successor
+    /// Gives `sockets`, or other descriptors, each with a name, to whoever asks; resolves when a successor
     /// accepts connections from them. The caller stops accepting then.
     ///
     /// # Errors
     /// [`Error::Handover`] if there are more than [`MAX_SOCKETS_COUNT`].
-    pub async fn handed_over(&self, sockets: &[(&str, BorrowedFd<'_>)]) -> Result<(), Error> {
+    pub async fn handed_over(&self, sockets: &[(&str, BorrowedFd<'_>)]) -> Result<HandedOver, Error> {
         if sockets.len() > MAX_SOCKETS_COUNT {
             return Err(Error::handover(format!("more than {MAX_SOCKETS_COUNT} sockets")));
         }
@@ -119,7 +136,7 @@ impl Offer {
                 }
             };
             match self.give(&stream, sockets).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(HandedOver { _stream: stream }),
                 Err(error) => {
                     tracing::warn!(code = error.code(), "no successor yet, this process goes on: {error}");
                 }
@@ -180,7 +197,7 @@ impl Inheritance {
         Some(self.sockets.swap_remove(index).1)
     }
 
-    /// The names of those that were not taken.
+    /// The names of what was not taken.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.sockets.iter().map(|(name, _)| name.as_str())
     }
@@ -191,9 +208,21 @@ impl Inheritance {
     /// # Errors
     /// [`Error::Handover`] if it does not answer, as when it has ended meanwhile: nobody
     /// else accepts then either.
-    pub async fn ready(self) -> Result<(), Error> {
+    pub async fn ready(self) -> Result<Predecessor, Error> {
         send(&self.stream, READY, &[]).await?;
-        Inbox::default().expect(&self.stream, DRAINING, WORD_LIMIT).await
+        Inbox::default().expect(&self.stream, DRAINING, WORD_LIMIT).await?;
+        Ok(Predecessor { stream: self.stream })
+    }
+}
+
+impl Predecessor {
+    /// Resolves when the old process has let go of what it does not share, or is gone.
+    pub async fn gone(self) {
+        let mut inbox = Inbox::default();
+        // It says nothing more; whatever this reads, the end comes.
+        while let Ok(1..) = inbox.receive(&self.stream).await {
+            inbox = Inbox::default();
+        }
     }
 }
 
@@ -351,8 +380,13 @@ mod tests {
         assert!(!old.is_finished());
         // The next server may offer before this one is done.
         let next = Offer::bind(&path).unwrap();
-        inheritance.ready().await.unwrap();
-        old.await.unwrap().unwrap();
+        let predecessor = inheritance.ready().await.unwrap();
+        let handed_over = old.await.unwrap().unwrap();
+        let mut gone = std::pin::pin!(predecessor.gone());
+        let is_gone = timeout(Duration::from_millis(50), &mut gone).await;
+        assert!(is_gone.is_err(), "the old process has not let go yet");
+        drop(handed_over);
+        gone.await;
 
         let client = std::thread::spawn(move || {
             let mut stream = TcpStream::connect(address).unwrap();

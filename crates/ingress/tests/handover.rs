@@ -64,11 +64,11 @@ async fn server(folder: &Path) {
         }
     });
     if let Some(inheritance) = inheritance {
-        inheritance.ready().await.unwrap();
+        drop(inheritance.ready().await.unwrap());
     }
     let offer = Offer::bind(&path).unwrap();
     println!("ready {address}");
-    offer.handed_over(&[("http", kept.as_fd())]).await.unwrap();
+    let _handed_over = offer.handed_over(&[("http", kept.as_fd())]).await.unwrap();
 
     accepting.abort();
     is_draining.store(true, Ordering::SeqCst);
