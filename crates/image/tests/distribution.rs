@@ -708,6 +708,94 @@ async fn what_cannot_be_done_is_405() {
     }
 }
 
+// Ordinary clients
+
+/// As `docker push` does it: asks for each layer, mounts what it knows from elsewhere,
+/// streams the rest in one PATCH and ends it with an empty PUT; then the manifest, and
+/// looks at it.
+#[tokio::test]
+async fn docker_pushes_and_pulls() {
+    let registry = Box_::new();
+    registry.ask_as("", "GET", "/v2/", &[], b"").await.refused(401, "UNAUTHORIZED");
+    registry.ask("GET", "/v2/", &[], b"").await.is(200);
+    let base = registry.push("a/base", b"base layer").await;
+    let mut layers = Vec::new();
+    for content in [&b"base layer"[..], b"own layer", b"{}"] {
+        let digest = Digest::of(content);
+        registry.ask("HEAD", &format!("/v2/a/app/blobs/{digest}"), &[], b"").await.is(404);
+        let from = if digest == base { "a/base" } else { "a/none" };
+        let path = format!("/v2/a/app/blobs/uploads/?from={from}&mount={digest}");
+        let answer = registry.ask("POST", &path, &[], b"").await;
+        if digest == base {
+            assert_eq!(answer.is(201).header("docker-content-digest"), digest.to_string());
+        } else {
+            let answer = answer.is(202);
+            assert!(!answer.header("docker-upload-uuid").is_empty());
+            let location = answer.header("location").to_owned();
+            let answer = registry.ask("PATCH", &location, &[], content).await.is(202);
+            let location = answer.header("location").to_owned();
+            registry.ask("PUT", &format!("{location}?digest={digest}"), &[], b"").await.is(201);
+        }
+        registry.ask("HEAD", &format!("/v2/a/app/blobs/{digest}"), &[], b"").await.is(200);
+        layers.push(json!({ "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "digest": digest, "size": content.len() }));
+    }
+    let config = layers.pop().unwrap();
+    let media_type = "application/vnd.docker.distribution.manifest.v2+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers });
+    let answer = registry.put_manifest("a/app", "latest", &manifest).await.is(201);
+    let digest = answer.header("docker-content-digest").to_owned();
+    let answer =
+        registry.ask("HEAD", "/v2/a/app/manifests/latest", &[("accept", media_type)], b"").await.is(200);
+    assert_eq!(answer.header("docker-content-digest"), digest);
+    let answer = registry.get(&format!("/v2/a/app/manifests/{digest}")).await.is(200);
+    assert_eq!(answer.header("content-type"), media_type);
+    for layer in answer.json()["layers"].as_array().unwrap() {
+        let blob =
+            registry.get(&format!("/v2/a/app/blobs/{}", layer["digest"].as_str().unwrap())).await.is(200);
+        assert_eq!(Digest::of(&blob.body).to_string(), layer["digest"].as_str().unwrap());
+    }
+}
+
+/// As `oras push` and `oras attach` do it: asks, then POST and PUT with all of it; an
+/// artifact of its own type with the empty configuration; and another one about it.
+#[tokio::test]
+async fn oras_pushes_attaches_and_discovers() {
+    let registry = Box_::new();
+    let upload = async |content: &[u8]| {
+        let digest = Digest::of(content);
+        registry.ask("HEAD", &format!("/v2/a/app/blobs/{digest}"), &[], b"").await.is(404);
+        let location = registry.begin("a/app").await;
+        let headers = [("content-type", "application/octet-stream")];
+        registry.ask("PUT", &format!("{location}?digest={digest}"), &headers, content).await.is(201);
+        digest
+    };
+    let empty = upload(b"{}").await;
+    let artifact = |layer: Digest, artifact_type: &str| {
+        json!({
+            "schemaVersion": 2,
+            "mediaType": IMAGE_MANIFEST,
+            "artifactType": artifact_type,
+            "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": empty, "size": 2 },
+            "layers": [{ "mediaType": "text/plain", "digest": layer, "size": 1 }],
+        })
+    };
+    let hello = artifact(upload(b"hello").await, "application/vnd.example.hello");
+    registry.ask("HEAD", "/v2/a/app/manifests/v1", &[], b"").await.is(404);
+    registry.put_manifest("a/app", "v1", &hello).await.is(201);
+    let mut about = artifact(upload(b"checked").await, "application/vnd.example.check+json");
+    about["subject"] = json!({ "mediaType": IMAGE_MANIFEST, "digest": digest_of(&hello), "size": 1 });
+    let answer = registry.put_manifest("a/app", &digest_of(&about).to_string(), &about).await.is(201);
+    assert_eq!(answer.header("oci-subject"), digest_of(&hello).to_string());
+    // With its plus escaped and, as some write it, not.
+    for artifact_type in ["application/vnd.example.check%2Bjson", "application/vnd.example.check+json"] {
+        let path = format!("/v2/a/app/referrers/{}?artifactType={artifact_type}", digest_of(&hello));
+        let found = registry.get(&path).await.is(200).json();
+        assert_eq!(found["manifests"][0]["digest"], json!(digest_of(&about)));
+    }
+    assert_eq!(registry.get("/v2/a/app/tags/list").await.json()["tags"], json!(["v1"]));
+}
+
 // What is ours
 
 async fn stored(registry: &Box_) -> HashSet<Digest> {
