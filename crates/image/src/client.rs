@@ -21,7 +21,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::credentials::{self, CredentialStore};
 use crate::format::{DOCKER_MANIFEST, Descriptor, IMAGE_MANIFEST, ImageManifest, MAX_MANIFEST_BYTES};
-use crate::{Blobs, Content, Digest, Error, Image};
+use crate::{Blobs, Content, Digest, Error, Image, Unpacked};
 
 /// Blobs that are sent or fetched at once.
 pub const MAX_PARALLEL_COUNT: usize = 16;
@@ -45,9 +45,25 @@ const CACHED: &str = "blobs";
 /// Where content is that is being fetched.
 const PARTIAL: &str = "partial";
 
+/// Where images are unpacked to.
+const UNPACKED: &str = "unpacked";
+
+/// How long what a killed pull left is kept: who means to go on does it the same week.
+const MAX_PARTIAL_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// The name of an image in a registry: `registry.example/team/app:1.0`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ImageReference(Reference);
+
+/// How much a client keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheLimits {
+    /// The sizes of all blobs together, in bytes. Beyond it, those that were fetched
+    /// first go.
+    pub max_bytes: u64,
+    /// Images that are unpacked. Beyond it, those that were unpacked first go.
+    pub max_unpacked_count: usize,
+}
 
 /// How a client works.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +76,8 @@ pub struct ClientSettings {
     pub credentials: Option<CredentialStore>,
     /// Certificates (PEM) that are trusted besides the machine's.
     pub trusted: Vec<Vec<u8>>,
+    /// How much is kept.
+    pub limits: CacheLimits,
 }
 
 /// Pushes and pulls images.
@@ -164,6 +182,13 @@ impl std::fmt::Debug for ImageReference {
     }
 }
 
+impl Default for CacheLimits {
+    fn default() -> Self {
+        // As much as a developer's build folder takes; a page of apps.
+        Self { max_bytes: 10 << 30, max_unpacked_count: 50 }
+    }
+}
+
 impl Client {
     /// A client with a cache, which is made if it is not there.
     ///
@@ -173,6 +198,12 @@ impl Client {
         let blobs = Blobs::open(&settings.cache.join(CACHED))?;
         let partial = settings.cache.join(PARTIAL);
         fs::create_dir_all(&partial).map_err(Error::file("create", &partial))?;
+        for (path, age) in by_age(&partial)? {
+            if age > MAX_PARTIAL_AGE {
+                // Another process may have been faster.
+                let _ = fs::remove_file(path);
+            }
+        }
         Ok(Self { settings: Arc::new(settings), blobs })
     }
 
@@ -257,6 +288,7 @@ impl Client {
             .await?;
         // Last: an image whose manifest is there is complete.
         self.blobs.put_bytes(bytes).await?;
+        self.make_room(&manifest, &digest).await?;
         let cached_count = cached.into_inner();
         Ok(Pulled {
             digest,
@@ -266,6 +298,43 @@ impl Client {
             fetched_bytes: fetched.into_inner(),
             resumed_bytes: resumed.into_inner(),
         })
+    }
+
+    /// Makes a folder in the cache of an image that was pulled.
+    ///
+    /// # Errors
+    /// As [`crate::unpack`].
+    pub async fn unpack(&self, image: &Digest) -> Result<Unpacked, Error> {
+        let folder = self.settings.cache.join(UNPACKED);
+        let unpacked = crate::unpack(&self.blobs, image, &folder.join(image.hex())).await?;
+        let mut known = by_age(&folder)?;
+        known.retain(|(path, _)| *path != unpacked.folder);
+        let keep_count = self.settings.limits.max_unpacked_count.saturating_sub(1);
+        for (path, _) in known.iter().rev().take(known.len().saturating_sub(keep_count)) {
+            fs::remove_dir_all(path).map_err(Error::file("remove", path))?;
+        }
+        Ok(unpacked)
+    }
+
+    /// Removes the oldest blobs if there are too many, but none of an image that was
+    /// just pulled.
+    async fn make_room(&self, manifest: &ImageManifest, digest: &Digest) -> Result<(), Error> {
+        let mut blobs: Vec<_> = self.blobs.list().try_collect().await?;
+        let mut size: u64 = blobs.iter().map(|blob| blob.size).sum();
+        blobs.sort_by_key(|blob| blob.written);
+        for blob in blobs {
+            if size <= self.settings.limits.max_bytes {
+                break;
+            }
+            let layers = manifest.layers.iter().chain([&manifest.config]);
+            let is_new =
+                blob.digest == *digest || layers.into_iter().any(|layer| layer.digest == blob.digest);
+            if !is_new {
+                self.blobs.delete(&blob.digest).await?;
+                size -= blob.size;
+            }
+        }
+        Ok(())
     }
 
     /// Fetches the manifest of an image and nothing else.
@@ -502,6 +571,19 @@ impl Session {
             error => Error::Registry { registry, reason: chain(&error), is_tls: self.is_tls },
         }
     }
+}
+
+/// What is in a folder, the youngest first, and how old it is.
+fn by_age(folder: &Path) -> Result<Vec<(PathBuf, Duration)>, Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::file("read", folder))? {
+        let entry = entry.map_err(Error::file("read", folder))?;
+        // What is gone by now is nobody's concern.
+        let Ok(written) = entry.metadata().and_then(|metadata| metadata.modified()) else { continue };
+        found.push((entry.path(), written.elapsed().unwrap_or_default()));
+    }
+    found.sort_by_key(|(_, age)| *age);
+    Ok(found)
 }
 
 /// An error with its causes: the first alone says only that something failed.

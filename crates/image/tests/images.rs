@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use wisp_image::client::{Client, ClientSettings, ImageReference};
+use wisp_image::client::{CacheLimits, Client, ClientSettings, ImageReference};
 use wisp_image::credentials::{CredentialStore, Login};
 use wisp_image::format::{
     ARCHIVE, COMPONENT, Descriptor, FILE, IMAGE_CONFIG, IMAGE_MANIFEST, ImageManifest, LOCKED_APP,
@@ -551,6 +551,34 @@ async fn a_pull_that_was_killed_goes_on() {
     assert_eq!(client.pull(&reference, &|_| {}).await.unwrap_err().code(), "WISP-E0805");
     let pulled = client.pull(&reference, &|_| {}).await.unwrap();
     assert_eq!(pulled.resumed_bytes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_keeps_so_much() {
+    let server = Server::start().await;
+    let cache = Folder::new();
+    client(cache.path(), None);
+    let limits = CacheLimits { max_bytes: 25_000, max_unpacked_count: 2 };
+    let settings = ClientSettings { cache: cache.path().to_owned(), limits, ..ClientSettings::default() };
+    let client = Client::new(settings).unwrap();
+    let mut digests = Vec::new();
+    for number in 0..4 {
+        let folder = Folder::shop();
+        folder.write("a.wasm", vec![number; 8_000]);
+        let reference = server.reference(&format!("open/shop:{number}"));
+        client.push(&packed(&folder.app()), &reference, &|_| {}).await.unwrap();
+        let pulled = client.pull(&reference, &|_| {}).await.unwrap();
+        client.unpack(&pulled.digest).await.unwrap();
+        digests.push(pulled.digest);
+    }
+    let unpacked = cache.path().join("unpacked");
+    let kept: Vec<bool> = digests.iter().map(|digest| unpacked.join(digest.hex()).exists()).collect();
+    assert_eq!(kept, [false, false, true, true]);
+    let blobs: Vec<_> = futures::TryStreamExt::try_collect(client.blobs().list()).await.unwrap();
+    let blobs: Vec<wisp_image::BlobInfo> = blobs;
+    assert!(blobs.iter().map(|blob| blob.size).sum::<u64>() <= 25_000);
+    // The newest image is complete.
+    unpack(client.blobs(), &digests[3], &cache.path().join("again")).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

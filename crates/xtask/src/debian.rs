@@ -15,6 +15,8 @@ pub(crate) const TEST_SERVERS: &[(&str, &str)] = &[
     ("pebble", "pebble"),
     // The registry that Docker ships.
     ("docker-registry", "docker-registry"),
+    // No server, but a client that is not ours.
+    ("skopeo", "skopeo"),
 ];
 
 /// A second, private set of package lists that leaves the machine's alone.

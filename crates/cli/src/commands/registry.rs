@@ -24,9 +24,6 @@ use crate::{error::Error, output};
 /// Where images are kept, below the cache folder.
 const IMAGES: &str = "registry";
 
-/// Where they are unpacked to.
-const UNPACKED: &str = "unpacked";
-
 /// Push apps to registries as images, and pull them.
 ///
 /// Images have the form that Spin gives them: what one pushes the other pulls.
@@ -220,16 +217,15 @@ impl Pull {
         let bar = Bar::new("pulling");
         let (pulled, folder) = block_on(async {
             let pulled = client.pull(&self.reference, &|progress| bar.show(progress)).await?;
-            let folder = match &self.output {
+            let unpacked = match &self.output {
                 Some(folder) if folder.exists() => {
                     let cause = io::Error::from(io::ErrorKind::AlreadyExists);
                     return Err(wisp_image::Error::File { action: "create", path: folder.clone(), cause });
                 }
-                Some(folder) => folder.clone(),
-                None => unpacked_folder(&self.connection.cache(), &pulled.digest),
+                Some(folder) => wisp_image::unpack(client.blobs(), &pulled.digest, folder).await?,
+                None => client.unpack(&pulled.digest).await?,
             };
-            wisp_image::unpack(client.blobs(), &pulled.digest, &folder).await?;
-            Ok((pulled, folder))
+            Ok((pulled, unpacked.folder))
         })?;
         bar.finish();
         let resumed = match pulled.resumed_bytes {
@@ -343,7 +339,7 @@ pub(crate) fn pull_app(reference: &ImageReference, insecure: bool, cache: &Path)
     let bar = Bar::new("pulling");
     let unpacked = block_on(async {
         let pulled = client.pull(reference, &|progress| bar.show(progress)).await?;
-        wisp_image::unpack(client.blobs(), &pulled.digest, &unpacked_folder(cache, &pulled.digest)).await
+        client.unpack(&pulled.digest).await
     })?;
     bar.finish();
     Ok(unpacked.app)
@@ -354,10 +350,6 @@ fn client(insecure: bool, cache: &Path) -> Result<Client, Error> {
     let settings =
         ClientSettings { insecure, cache: cache.join(IMAGES), credentials, ..ClientSettings::default() };
     Ok(Client::new(settings)?)
-}
-
-fn unpacked_folder(cache: &Path, digest: &Digest) -> PathBuf {
-    cache.join(IMAGES).join(UNPACKED).join(digest.hex())
 }
 
 /// Reads an app, or makes one for a bare component.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{
-    App, DockerRegistry, Finished, OwnRegistry, START_LIMIT, finish, guest, have, stalling_proxy, wisp,
+    App, DockerRegistry, Finished, OwnRegistry, START_LIMIT, finish, guest, have, skip, stalling_proxy, wisp,
 };
 
 /// Somebody's machine: a home, and an app in it.
@@ -235,6 +235,67 @@ fn a_registry_may_want_to_know_who_asks() {
     let auth = "c29tZWJvZHk6dGhlIHBhc3N3b3Jk";
     machine.write(".docker/config.json", format!("{{\"auths\":{{\"{host}\":{{\"auth\":\"{auth}\"}}}}}}"));
     assert_eq!(machine.json(&["pull", &reference])["blobs_fetched"], 0);
+}
+
+/// skopeo is what Debian has of ordinary clients: it speaks to registries as Podman does.
+#[test]
+fn an_ordinary_client_moves_images_to_and_from_our_registry() {
+    const PASSWORD: &str = "secret";
+    let skopeo = |machine: &Machine, arguments: &[&str]| {
+        let mut command = Command::new("skopeo");
+        command
+            .arg("--insecure-policy")
+            .args(arguments)
+            .current_dir(machine.path(""))
+            .env("HOME", machine.path(""));
+        finish(command)
+    };
+    if Command::new("skopeo").arg("--version").stdout(Stdio::null()).status().is_err() {
+        skip("the Debian package `skopeo` is not installed; `cargo xtask setup` does that");
+        return;
+    }
+    let registry = OwnRegistry::start(PASSWORD);
+    let machine = Machine::with_app(100_000);
+    let host = registry.address.to_string();
+    assert!(machine.run(&["login", &host, "-u", "somebody", "-p", PASSWORD]).status.success());
+    let pushed = machine.json(&["push", &format!("{host}/team/shop:1.0"), "-f", "app"]);
+    let (ours, theirs) =
+        (format!("docker://{host}/team/shop:1.0"), format!("docker://{host}/other/shop:2.0"));
+    let creds = format!("somebody:{PASSWORD}");
+    for arguments in [
+        &["inspect", "--tls-verify=false", "--creds", &creds, &ours][..],
+        &[
+            "copy",
+            "--preserve-digests",
+            "--src-tls-verify=false",
+            "--src-creds",
+            &creds,
+            &ours,
+            "oci:copy:1.0",
+        ],
+        &[
+            "copy",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+            "--dest-creds",
+            &creds,
+            "oci:copy:1.0",
+            &theirs,
+        ],
+    ] {
+        let finished = skopeo(&machine, arguments);
+        assert!(finished.status.success(), "{arguments:?}:\n{}", finished.stderr);
+    }
+    let pulled = machine.json(&["pull", &format!("{host}/other/shop:2.0")]);
+    assert_eq!(pulled["digest"], pushed["digest"]);
+    let list = ["list-tags", "--tls-verify=false", "--creds", &creds, &format!("docker://{host}/other/shop")];
+    let tags: Value = serde_json::from_str(&skopeo(&machine, &list).stdout).unwrap();
+    assert_eq!(tags["Tags"], serde_json::json!(["2.0"]));
+    let finished = skopeo(&machine, &["delete", "--tls-verify=false", "--creds", &creds, &theirs]);
+    assert!(finished.status.success(), "{}", finished.stderr);
+    machine.refused(&["pull", &format!("{host}/other/shop:2.0")], "WISP-E0813");
+    let finished = skopeo(&machine, &["inspect", "--tls-verify=false", "--creds", "somebody:wrong", &ours]);
+    assert!(!finished.status.success());
 }
 
 #[test]
