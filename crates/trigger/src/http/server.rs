@@ -551,3 +551,7 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
