@@ -46,9 +46,55 @@ pub(crate) enum Error {
         /// What the operating system said.
         cause: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("`{path}` cannot be written: {cause}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
     /// The runtime of the command cannot start.
     #[error("the command cannot start: {0}")]
     Start(std::io::Error),
+    /// A server refused, in its own words.
+    #[error("{}", .0.message)]
+    Api(Box<wisp_control::model::ErrorBody>),
+    /// Nobody said which server.
+    #[error("no server is named, and you are signed in to none")]
+    NotSignedIn,
+    /// Nobody said which team.
+    #[error("{}", teams_text(.0))]
+    WhichTeam(Vec<String>),
+    /// A server does not answer.
+    #[error("{server} does not answer: {cause}")]
+    Unreachable {
+        /// Its address.
+        server: String,
+        /// Why.
+        cause: String,
+    },
+    /// The file with the sign-ins cannot be used.
+    #[error("`{path}` cannot be used: {message}", path = path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// A server's answer is not understood.
+    #[error("the server's answer is not understood: {0}")]
+    Answer(String),
+    /// Somebody has to agree, and did not.
+    #[error("not confirmed")]
+    NotConfirmed,
+}
+
+fn teams_text(teams: &[String]) -> String {
+    match teams {
+        [] => "you belong to no team".to_owned(),
+        teams => format!("which team is meant: {}?", teams.join(", ")),
+    }
 }
 
 impl Error {
@@ -61,7 +107,7 @@ impl Error {
     }
 
     /// The stable code of this error, unless it is several.
-    pub(crate) fn code(&self) -> Option<&'static str> {
+    pub(crate) fn code(&self) -> Option<&str> {
         match self {
             Self::Diagnostics(_) | Self::Load(_) => None,
             Self::Node(error) => Some(error.code()),
@@ -72,6 +118,14 @@ impl Error {
             Self::Capability(error) => Some(error.code()),
             Self::Read { .. } => Some("WISP-E0502"),
             Self::Start(_) => Some("WISP-E0503"),
+            Self::Api(error) => Some(&error.code),
+            Self::NotSignedIn => Some("WISP-E0510"),
+            Self::WhichTeam(_) => Some("WISP-E0511"),
+            Self::Unreachable { .. } => Some("WISP-E0512"),
+            Self::Credentials { .. } => Some("WISP-E0513"),
+            Self::Answer(_) => Some("WISP-E0514"),
+            Self::NotConfirmed => Some("WISP-E0515"),
+            Self::Write { .. } => Some("WISP-E0516"),
         }
     }
 
@@ -87,6 +141,23 @@ impl Error {
             Self::Capability(error) => error.hint(),
             Self::Read { .. } => Some("check the path and its permissions".into()),
             Self::Start(_) => Some("check the limits on descriptors and threads (`ulimit -a`)".into()),
+            Self::Api(error) => error.hint.clone(),
+            Self::NotSignedIn => {
+                Some("sign in with `wisp login URL`, or name a server with `--server`".into())
+            }
+            Self::WhichTeam(teams) if teams.is_empty() => {
+                Some("make one with `wisp team create NAME`, or ask for an invitation".into())
+            }
+            Self::WhichTeam(_) => {
+                Some("name one with `--team`, or choose one with `wisp team use NAME`".into())
+            }
+            Self::Unreachable { .. } => Some("check the address, and that the server runs".into()),
+            Self::Credentials { .. } => Some("mend or remove it, then sign in again".into()),
+            Self::Answer(_) => Some("check that server and command are of one version".into()),
+            Self::NotConfirmed => Some("answer `y`, or say `--yes`".into()),
+            Self::Write { .. } => {
+                Some("check the path and its permissions, and that it is not there yet".into())
+            }
         }
     }
 }

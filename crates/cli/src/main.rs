@@ -7,6 +7,7 @@
 //! Exit codes: 0 done, 1 failed, 2 used wrongly.
 #![forbid(unsafe_code)]
 
+mod client;
 mod commands;
 mod error;
 mod output;
@@ -33,6 +34,8 @@ enum Command {
     Registry(Box<commands::registry::Registry>),
     /// Serve many apps in one process, each at its host name.
     Serve(Box<commands::serve::Serve>),
+    #[command(flatten)]
+    Cloud(commands::cloud::Cloud),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Up(up) => up.run(),
         Command::Registry(registry) => registry.run(),
         Command::Serve(serve) => serve.run(),
+        Command::Cloud(cloud) => cloud.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
