@@ -29,6 +29,10 @@ use crate::{Digest, Error, Hasher};
 /// The largest archive when it is unpacked: as large as a blob may be.
 const MAX_ARCHIVE_BYTES: u64 = 10 << 30;
 
+/// What older versions of Spin say about layers of empty files, which they fill with
+/// something since some registries take no empty blobs.
+const EMPTY_FILE: &str = "com.fermyon.spin.application.layer.isEmpty";
+
 const COMPONENTS: &str = "components";
 const FILES: &str = "files";
 
@@ -189,10 +193,12 @@ impl Unpacking<'_> {
             fs::copy(archived, &path).map_err(Error::file("write", &path))?;
             return Ok(());
         }
-        match self.layer(&digest) {
-            Some(layer) => self.copy(layer, &path).await,
-            None => Err(Error::NoBlob { digest }),
+        let layer = self.layer(&digest).ok_or(Error::NoBlob { digest })?;
+        self.copy(layer, &path).await?;
+        if layer.annotations.get(EMPTY_FILE).is_some_and(|is_empty| is_empty == "true") {
+            fs::write(&path, "").map_err(Error::file("write", &path))?;
         }
+        Ok(())
     }
 
     fn layer(&self, digest: &Digest) -> Option<&Descriptor> {

@@ -456,6 +456,23 @@ async fn uploads_are_bounded_in_number_and_size() {
 }
 
 #[tokio::test]
+async fn uploads_of_killed_clients_make_room() {
+    let limits = RegistryLimits {
+        max_repository_uploads_count: 2,
+        max_upload_idle: Duration::ZERO,
+        ..RegistryLimits::default()
+    };
+    let registry = Box_::with(limits);
+    let first = registry.begin("a/app").await;
+    let other = registry.begin("a/other").await;
+    for _ in 0..3 {
+        registry.begin("a/app").await;
+    }
+    registry.get(&first).await.refused(404, "BLOB_UPLOAD_UNKNOWN");
+    registry.get(&other).await.is(204);
+}
+
+#[tokio::test]
 async fn a_blob_is_mounted_from_where_one_may_read() {
     let registry = Box_::new();
     let digest = registry.push("a/one", b"content").await;
@@ -589,6 +606,28 @@ async fn a_manifest_that_is_none_is_refused() {
         .ask("PUT", "/v2/a/app/manifests/-x", &[("content-type", "a/b")], b"{}")
         .await
         .refused(400, "MANIFEST_INVALID");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Whatever is sent as a manifest is taken or refused as the client's fault.
+    #[test]
+    fn any_manifest_is_taken_or_refused(
+        text in "\\PC{0,60}",
+        key in "mediaType|config|layers|manifests|subject|annotations|artifactType|schemaVersion",
+        value in "(null|true|1|-1|1e300|\"\"|\"x\"|\\[\\]|\\{\\}|\\[1\\]|\\[\\{\\}\\]|\\{\"digest\":\"sha256:00\"\\})",
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let registry = Box_::new();
+            for body in [text.clone(), format!("{{\"{key}\":{value}}}")] {
+                let headers = [("content-type", IMAGE_MANIFEST)];
+                let answer = registry.ask("PUT", "/v2/a/app/manifests/1.0", &headers, body.as_bytes()).await;
+                assert!(matches!(answer.status.as_u16(), 201 | 400), "{body}: {}", answer.status);
+            }
+        });
+    }
 }
 
 #[tokio::test]
@@ -879,9 +918,17 @@ async fn garbage_is_collected_beside_pushes() {
             for number in 0..10 {
                 // Some content is new, some is everybody's.
                 let repository = format!("a/app-{pusher}");
-                let manifest =
-                    registry.image(&repository, format!("{}", number % 3 * pusher).as_bytes()).await;
-                registry.put_manifest(&repository, &format!("v{number}"), &manifest).await.is(201);
+                let manifest = loop {
+                    let content = format!("{}", number % 3 * pusher);
+                    let manifest = registry.image(&repository, content.as_bytes()).await;
+                    let answer = registry.put_manifest(&repository, &format!("v{number}"), &manifest).await;
+                    if answer.status == StatusCode::CREATED {
+                        break manifest;
+                    }
+                    // On a busy machine a second passes, and what was pushed is garbage.
+                    answer.refused(400, "MANIFEST_BLOB_UNKNOWN");
+                };
+                // What was acknowledged stays.
                 for blob in [&manifest["config"]["digest"], &manifest["layers"][0]["digest"]] {
                     let path = format!("/v2/{repository}/blobs/{}", blob.as_str().unwrap());
                     registry.get(&path).await.is(200);

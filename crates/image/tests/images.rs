@@ -299,6 +299,13 @@ async fn images_of_older_versions_have_the_app_as_their_configuration() {
         "files": [{ "path": "/b.txt", "digest": Digest::of(b"file") }],
     });
     let image = handmade(&blobs, Some(locked(component)), &[(COMPONENT, b"wasm"), (FILE, b"file")]).await;
+    // Empty files were filled, and marked.
+    let mut manifest: Value = serde_json::from_slice(&blobs.read(&image, 10_000).await.unwrap()).unwrap();
+    manifest["layers"][1]["annotations"] = json!({ "com.fermyon.spin.application.layer.isEmpty": "true" });
+    let with_empty = blobs.put_bytes(manifest.to_string().into()).await.unwrap();
+    let target = folder.path().join("with-empty");
+    unpack(&blobs, &with_empty, &target).await.unwrap();
+    assert_eq!(fs::read(target.join("files/a/b.txt")).unwrap(), b"");
     let target = folder.path().join("app");
     let app = unpack(&blobs, &image, &target).await.unwrap().app;
     assert_eq!(&*app.name, "a");

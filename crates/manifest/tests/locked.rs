@@ -412,7 +412,12 @@ proptest! {
         let json = with(pointer, value).to_string();
         let path = Path::new("spin.lock");
         match LockedApp::parse(path, json.as_bytes()).and_then(|locked| locked.check(path)) {
-            Ok(checked) => prop_assert!(!checked.warnings.has_errors()),
+            Ok(checked) => {
+                prop_assert!(!checked.warnings.has_errors());
+                // What was read can be said again.
+                let again = LockedApp::new(&checked.value);
+                prop_assert!(again.check(path).is_ok(), "{}", String::from_utf8_lossy(&again.to_json()));
+            }
             Err(problems) => prop_assert!(problems.render(false, 80).contains("error[WISP-E01")),
         }
     }

@@ -150,6 +150,11 @@ impl From<Error> for Refusal {
                 Self::new(Code::SizeInvalid, format!("{what} is more than the limit of {limit}"))
                     .with_status(StatusCode::PAYLOAD_TOO_LARGE)
             }
+            Error::NoBlob { digest } => {
+                // Collected between the question and the answer, or lost.
+                tracing::warn!(%digest, "the registry has no content for a row that was just there");
+                Self::new(Code::BlobUnknown, "there is no such blob")
+            }
             Error::Ended => Self::new(Code::BlobUploadInvalid, "the request ended before its content did"),
             error => {
                 tracing::error!(code = error.code(), "the registry: {error}");

@@ -178,6 +178,9 @@ pub trait Index: Send + Sync + 'static {
     /// Whether there is an upload.
     fn has_upload(&self, repository: &str, id: &str) -> Result<bool, Error>;
 
+    /// The uploads of a repository.
+    fn uploads(&self, repository: &str) -> Result<Vec<String>, Error>;
+
     /// Forgets an upload.
     fn end_upload(&self, id: &str) -> Result<(), Error>;
 
@@ -479,6 +482,13 @@ impl Index for SqliteIndex {
             .prepare_cached("SELECT EXISTS (SELECT 1 FROM uploads WHERE id = ?1 AND repository = ?2)")?
             .query_row([id, repository], |row| row.get(0))?;
         Ok(found)
+    }
+
+    fn uploads(&self, repository: &str) -> Result<Vec<String>, Error> {
+        let connection = self.connection();
+        let mut statement = connection.prepare_cached("SELECT id FROM uploads WHERE repository = ?1")?;
+        let found = statement.query_map([repository], |row| row.get(0))?;
+        Ok(found.collect::<Result<_, _>>()?)
     }
 
     fn end_upload(&self, id: &str) -> Result<(), Error> {

@@ -56,6 +56,8 @@ pub struct RegistryLimits {
     pub max_uploads_count: usize,
     /// How long an upload may take.
     pub max_upload_age: Duration,
+    /// How long an upload may lie untouched where others want to begin.
+    pub max_upload_idle: Duration,
 }
 
 /// Where a registry keeps what it has.
@@ -136,6 +138,8 @@ impl Default for RegistryLimits {
             max_repository_uploads_count: 100,
             max_uploads_count: 1_000,
             max_upload_age: Duration::from_secs(24 * 60 * 60),
+            // Longer than any network comes back after.
+            max_upload_idle: Duration::from_secs(10 * 60),
         }
     }
 }
@@ -246,6 +250,12 @@ impl Registry {
             }
             // Nobody publishes between the question and the removal.
             let _alone = self.0.publishing.write().await;
+            // Published anew since it was listed? Its row may be on its way, even if who
+            // pushed it went away.
+            let now = self.0.blobs.info(&digest).await?;
+            if now.is_none_or(|now| now.written > newest) {
+                continue;
+            }
             let owners_count = self.ask(move |index| index.owners_count(&digest)).await?;
             if owners_count > gone.get(&digest).copied().unwrap_or(0) {
                 continue;
@@ -257,6 +267,22 @@ impl Registry {
             report.content_bytes += blob.size;
         }
         Ok(report)
+    }
+
+    /// Collects garbage from time to time, for as long as it is polled.
+    pub async fn keep_clean(&self, options: GarbageOptions, every: Duration) {
+        loop {
+            tokio::time::sleep(every).await;
+            match self.collect_garbage(options).await {
+                Ok(report) if report.content.is_empty() => {}
+                Ok(report) => tracing::info!(
+                    blobs = report.content.len(),
+                    bytes = report.content_bytes,
+                    "the registry removed what nobody needs"
+                ),
+                Err(error) => tracing::error!(code = error.code(), "the registry cannot clean up: {error}"),
+            }
+        }
     }
 
     /// Asks the index, which waits for the disk.

@@ -30,14 +30,45 @@ impl Registry {
         let id = hex::encode(id);
         let path = self.upload_path(&id);
         tokio::fs::File::create(&path).await.map_err(Error::file("create", &path))?;
-        let limits = (self.0.limits.max_repository_uploads_count, self.0.limits.max_uploads_count);
-        let (row_repository, row_id) = (repository.to_owned(), id.clone());
-        let has_room = self.ask(move |index| index.begin_upload(&row_repository, &row_id, limits)).await?;
+        let mut has_room = self.note_upload(repository, &id).await?;
+        if !has_room && self.end_idle_uploads(repository).await? {
+            has_room = self.note_upload(repository, &id).await?;
+        }
         if !has_room {
             self.remove_upload_file(&id).await?;
             return Err(Refusal::new(Code::TooManyRequests, "too many uploads go on; finish or cancel some"));
         }
         Ok(id)
+    }
+
+    async fn note_upload(&self, repository: &str, id: &str) -> Result<bool, Error> {
+        let limits = (self.0.limits.max_repository_uploads_count, self.0.limits.max_uploads_count);
+        let (repository, id) = (repository.to_owned(), id.to_owned());
+        self.ask(move |index| index.begin_upload(&repository, &id, limits)).await
+    }
+
+    /// Ends the uploads of a repository that nobody goes on with: those of clients that
+    /// were killed. Says whether there were any.
+    async fn end_idle_uploads(&self, repository: &str) -> Result<bool, Error> {
+        let repository = repository.to_owned();
+        let mut has_ended = false;
+        for id in self.ask(move |index| index.uploads(&repository)).await? {
+            let Some(_busy) = self.enter(&id) else { continue };
+            let written =
+                tokio::fs::metadata(self.upload_path(&id)).await.and_then(|metadata| metadata.modified());
+            let is_idle = match written {
+                Ok(written) => written.elapsed().is_ok_and(|age| age > self.0.limits.max_upload_idle),
+                // Its file is gone: nobody can go on with it.
+                Err(_) => true,
+            };
+            if is_idle {
+                let row_id = id.clone();
+                self.ask(move |index| index.end_upload(&row_id)).await?;
+                self.remove_upload_file(&id).await?;
+                has_ended = true;
+            }
+        }
+        Ok(has_ended)
     }
 
     /// Enters an upload, so that nobody else writes to it. Gives its size.
