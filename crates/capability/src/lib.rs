@@ -24,6 +24,7 @@
 //! | [`sqlite`] | `fermyon:spin/sqlite`, `spin:sqlite` | SQLite files, memory |
 //! | [`outbound`] | who may reach which network destination, for all that connect | |
 //! | [`outbound_http`] | `wasi:http` of both versions, `fermyon:spin/http` | hyper; other components of the app |
+//! | [`resource`] | stores and databases of a platform: open files, quotas, migrations, copies | |
 //! | `unavailable` | Redis, MQTT, MySQL, PostgreSQL, models, OpenTelemetry | none yet: permission is checked, then the interface's own error says so |
 //!
 //! # Life of a `Host`
@@ -46,6 +47,7 @@ pub mod key_value;
 pub mod outbound;
 pub mod outbound_http;
 mod pages;
+pub mod resource;
 pub mod sqlite;
 #[cfg(test)]
 mod testing;

@@ -20,6 +20,9 @@ pub(crate) enum Error {
     /// The server cannot start.
     #[error(transparent)]
     Serve(#[from] wisp_trigger::Error),
+    /// The cloud in one process cannot start, or ended.
+    #[error(transparent)]
+    Server(#[from] wisp_server::Error),
     /// Messages cannot be set up.
     #[error(transparent)]
     Telemetry(#[from] wisp_telemetry::Error),
@@ -113,6 +116,7 @@ impl Error {
             Self::Node(error) => Some(error.code()),
             Self::Image(error) => Some(error.code()),
             Self::Serve(error) => Some(error.code()),
+            Self::Server(error) => Some(error.code()),
             Self::Telemetry(error) => Some(error.code()),
             Self::Flag { .. } => Some("WISP-E0501"),
             Self::Capability(error) => Some(error.code()),
@@ -136,6 +140,7 @@ impl Error {
             Self::Node(error) => error.hint(),
             Self::Image(error) => error.hint(),
             Self::Serve(error) => error.hint(),
+            Self::Server(error) => error.hint(),
             Self::Telemetry(error) => error.hint(),
             Self::Flag { hint, .. } => Some((*hint).into()),
             Self::Capability(error) => error.hint(),

@@ -36,6 +36,16 @@ enum Command {
     Serve(Box<commands::serve::Serve>),
     #[command(flatten)]
     Cloud(commands::cloud::Cloud),
+    /// Bring an app to serve on a server.
+    Deploy(Box<commands::deploy::Deploy>),
+    /// Run a cloud: push apps to it, reach each at its own host name.
+    Server(commands::server::ServerCommand),
+    /// Write everything that a server keeps to one file, while it runs.
+    Backup(commands::backup::Backup),
+    /// Make a data directory of a backup.
+    Restore(commands::backup::Restore),
+    #[command(hide = true)]
+    CompileImage(commands::compile_image::CompileImage),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +62,11 @@ fn main() -> ExitCode {
         Command::Registry(registry) => registry.run(),
         Command::Serve(serve) => serve.run(),
         Command::Cloud(cloud) => cloud.run(),
+        Command::Deploy(deploy) => deploy.run(),
+        Command::Server(server) => server.run(),
+        Command::Backup(backup) => backup.run(),
+        Command::Restore(restore) => restore.run(),
+        Command::CompileImage(compile) => compile.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,6 +19,13 @@ impl Digest {
         Self(bytes)
     }
 
+    /// Reads what `Display` writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).ok()?;
+        Some(Self(bytes))
+    }
+
     /// The digest as raw bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -68,6 +68,20 @@ pub enum Error {
         /// The limit.
         limit: std::time::Duration,
     },
+    /// There is no compiled image that the control plane signed.
+    #[error("there is no compiled image of it that this control plane has signed: {reason}")]
+    Unsigned {
+        /// What there is instead.
+        reason: String,
+    },
+    /// The key that signs compiled images cannot be used.
+    #[error("the key `{}` cannot be used: {message}", path.display())]
+    SigningKey {
+        /// The key's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The engine itself cannot start.
     #[error("the WebAssembly engine does not start: {cause}")]
     Configuration {
@@ -90,6 +104,8 @@ impl Error {
             Self::TooLarge { .. } => "WISP-E0208",
             Self::Configuration { .. } => "WISP-E0209",
             Self::CompileTime { .. } => "WISP-E0210",
+            Self::Unsigned { .. } => "WISP-E0211",
+            Self::SigningKey { .. } => "WISP-E0212",
         }
     }
 
@@ -122,6 +138,12 @@ impl Error {
             }
             Self::CompileTime { .. } => {
                 "make the component smaller, its functions above all, or raise `--max-compile-time`".into()
+            }
+            Self::Unsigned { .. } => {
+                "deploy the app again: it is compiled again, and the result signed".into()
+            }
+            Self::SigningKey { .. } => {
+                "restore the key from a backup, or remove the file and deploy all apps again".into()
             }
             Self::Configuration { .. } => {
                 "a limit of the operating system on address space (`ulimit -v`) may be too low; \

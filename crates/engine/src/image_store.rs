@@ -29,12 +29,17 @@
 //! (see [`SourceIndex`]).
 //!
 //! Both cost some 100 bytes an image in memory, whether it is mapped or not.
+//!
+//! # Signed images
+//!
+//! In a store that was opened with a key, 64 bytes of signature over the file's name and
+//! the checksum follow, and `WISPSIG1`. Such a store maps nothing that lacks them.
 
 use std::{
     collections::HashMap,
     fs::{self, File},
     hash::{Hash, Hasher},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -43,8 +48,9 @@ use std::{
 use wasmtime::{Engine, component::Component};
 
 use crate::{
-    Digest, Error, FileIdentity, Flavor,
+    Digest, Error, FileIdentity, Flavor, SigningKey, VerifyingKey,
     memory::{self, MemoryImage, Place, snapshot::Contents},
+    signature::SIGNATURE_BYTES,
     source_index::SourceIndex,
 };
 
@@ -56,6 +62,12 @@ const CONTENTS_BYTES: usize = 4 * size_of::<u64>();
 
 /// The trailer: where the contents lie, a checksum and the magic.
 const TRAILER_BYTES: usize = CONTENTS_BYTES + blake3::OUT_LEN + TRAILER_MAGIC.len();
+
+/// Ends every signed image.
+const SIGNED_MAGIC: &[u8; 8] = b"WISPSIG1";
+
+/// What follows the trailer of a signed image.
+const SIGNED_TRAILER_BYTES: usize = SIGNATURE_BYTES + SIGNED_MAGIC.len();
 
 /// How much of an image is read at once while its checksum is computed.
 const READ_BUFFER_BYTES: usize = 256 << 10;
@@ -96,6 +108,8 @@ const SOURCE_INDEX_NAME: &str = "sources.index";
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     folder: PathBuf,
+    /// Whoever has to have signed an image.
+    key: Option<VerifyingKey>,
     verified: Arc<Mutex<HashMap<ShortDigest, Verified>>>,
     sources: Arc<SourceIndex>,
 }
@@ -121,7 +135,58 @@ impl ImageStore {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(|cause| Error::ImageStore { path: folder.clone(), cause })?;
         let sources = Arc::new(SourceIndex::open(folder.join(SOURCE_INDEX_NAME)));
-        Ok(Self { folder, verified: Arc::default(), sources })
+        Ok(Self { folder, key: None, verified: Arc::default(), sources })
+    }
+
+    /// The same, and maps only what the owner of the key signed. An engine with this
+    /// store compiles nothing.
+    ///
+    /// # Errors
+    /// As [`ImageStore::open`].
+    pub fn open_signed(folder: impl Into<PathBuf>, key: VerifyingKey) -> Result<Self, Error> {
+        Ok(Self { key: Some(key), ..Self::open(folder)? })
+    }
+
+    /// Whether only signed images are mapped.
+    pub(crate) fn is_signed(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Whether there is an image of a source that would be mapped. Reads it unless it is
+    /// known.
+    pub fn has(&self, source: &Digest, engine: &crate::Engine) -> bool {
+        Flavor::ALL.into_iter().any(|flavor| self.load(source, engine.wasmtime(flavor), flavor).is_some())
+    }
+
+    /// Signs an image that [`compile_file`](crate::compile_file) made, and takes it in.
+    /// It is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Unsigned`] if it is no whole image of that source, and
+    /// [`Error::ImageStore`].
+    pub fn adopt(&self, image: &Path, source: &Digest, key: &SigningKey) -> Result<(), Error> {
+        let failed = |cause| Error::ImageStore { path: image.to_owned(), cause };
+        let refused = |reason: &str| Error::Unsigned { reason: reason.to_owned() };
+        let name = image.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.strip_prefix(&source.to_string()).is_some_and(|rest| rest.starts_with('-')) {
+            return Err(refused("what was compiled is not what was asked for"));
+        }
+        let mut from = File::open(image).map_err(failed)?;
+        let length_bytes = from.metadata().map_err(failed)?.len();
+        let (_, checksum) =
+            verify(&mut from, length_bytes, None).map_err(|reason| Error::Unsigned { reason })?;
+        let path = self.folder.join(name);
+        let written = (|| {
+            let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(&self.folder)?;
+            from.rewind()?;
+            io::copy(&mut from, file.as_file_mut())?;
+            file.write_all(&key.sign(name, &checksum))?;
+            file.write_all(SIGNED_MAGIC)?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            File::open(&self.folder)?.sync_all()
+        })();
+        written.map_err(|cause| Error::ImageStore { path, cause })
     }
 
     /// The digests of sources by their files' identity.
@@ -174,7 +239,8 @@ impl ImageStore {
         match self.verify_and_map(&path, file, source, engine, flavor) {
             Ok(mapped) => Some(mapped),
             Err(reason) => {
-                tracing::warn!(path = %path.display(), reason, "compiled image is damaged, compiling again");
+                let then = if self.is_signed() { "it is not used" } else { "compiling again" };
+                tracing::warn!(path = %path.display(), reason, "compiled image is damaged, {then}");
                 None
             }
         }
@@ -192,7 +258,12 @@ impl ImageStore {
         let is_settled = identity.is_settled();
         let verified = match self.verified_image(source) {
             Some(known) if known.identity == identity && known.flavor == flavor => known,
-            _ => Verified { identity, flavor, memory: verify(&mut file, identity.size_bytes())? },
+            _ => {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let key = self.key.as_ref().map(|key| (key, name));
+                let (memory, _) = verify(&mut file, identity.size_bytes(), key)?;
+                Verified { identity, flavor, memory }
+            }
         };
         let mapped = map(path.to_owned(), &file, engine, &verified)?;
         if is_settled {
@@ -292,11 +363,17 @@ impl Hashing<'_> {
     }
 }
 
-/// Compares the file's checksum; on success nothing but the compiler wrote it.
-/// Tells what it says about the component's memory, if that is in it.
-fn verify(file: &mut File, length_bytes: u64) -> Result<Option<MemoryFacts>, String> {
+/// Compares the file's checksum, and who signed it if a key is given; on success nothing
+/// but the compiler wrote it. Tells what it says about the component's memory, if that is
+/// in it, and the checksum.
+fn verify(
+    file: &mut File,
+    length_bytes: u64,
+    key: Option<(&VerifyingKey, &str)>,
+) -> Result<(Option<MemoryFacts>, [u8; blake3::OUT_LEN]), String> {
     let read_error = |error: io::Error| format!("it cannot be read: {error}");
-    let Some(mut remaining_bytes) = length_bytes.checked_sub(TRAILER_BYTES as u64) else {
+    let signature_bytes = if key.is_some() { SIGNED_TRAILER_BYTES } else { 0 };
+    let Some(mut remaining_bytes) = length_bytes.checked_sub((TRAILER_BYTES + signature_bytes) as u64) else {
         return Err("it is truncated".into());
     };
     let mut hasher = blake3::Hasher::new();
@@ -318,8 +395,17 @@ fn verify(file: &mut File, length_bytes: u64) -> Result<Option<MemoryFacts>, Str
     if magic != TRAILER_MAGIC {
         return Err("its trailer is missing".into());
     }
-    if checksum != hasher.finalize().as_bytes() {
+    let computed = *hasher.finalize().as_bytes();
+    if checksum != computed {
         return Err("its checksum differs".into());
+    }
+    if let Some((key, name)) = key {
+        let mut signed = [0; SIGNED_TRAILER_BYTES];
+        file.read_exact(&mut signed).map_err(read_error)?;
+        let (signature, magic) = signed.split_at(SIGNATURE_BYTES);
+        if magic != SIGNED_MAGIC || !key.has_signed(name, &computed, signature) {
+            return Err("it is not signed by this control plane".into());
+        }
     }
     let mut numbers = place
         .chunks_exact(size_of::<u64>())
@@ -327,12 +413,13 @@ fn verify(file: &mut File, length_bytes: u64) -> Result<Option<MemoryFacts>, Str
     let mut next = || numbers.next().unwrap_or(0);
     let (offset_bytes, length_bytes, address, can_rewind) = (next(), next(), next(), next() == 1);
     if length_bytes == 0 {
-        return Ok(None);
+        return Ok((None, computed));
     }
     let (Ok(length_bytes), Ok(address)) = (usize::try_from(length_bytes), usize::try_from(address)) else {
         return Err("its memory is too large".into());
     };
-    Ok(Some(MemoryFacts { place: Place { offset_bytes, length_bytes, address }, can_rewind }))
+    let place = Place { offset_bytes, length_bytes, address };
+    Ok((Some(MemoryFacts { place, can_rewind }), computed))
 }
 
 /// The engine's compatibility hash: its version, settings and the processor.
@@ -454,6 +541,39 @@ mod tests {
             fs::write(&fixture.path, &sound[..length]).unwrap();
             assert!(!fixture.loads(), "cut to {length} bytes");
         }
+    }
+
+    #[test]
+    fn only_what_the_key_signed_is_loaded_and_under_no_other_name() {
+        let fixture = fixture();
+        let folder = fixture._folder.path().join("signed");
+        let key = SigningKey::open(&fixture._folder.path().join("keys/image.key")).unwrap();
+        let again = SigningKey::open(&fixture._folder.path().join("keys/image.key")).unwrap();
+        assert_eq!(key.verifying_key(), again.verifying_key());
+        let stranger = SigningKey::open(&fixture._folder.path().join("other.key")).unwrap();
+        let loads = |key: &SigningKey, digest: &Digest| {
+            let store = ImageStore::open_signed(&folder, key.verifying_key()).unwrap();
+            store.load(digest, &fixture.engine, Flavor::Plain).is_some()
+        };
+        let signed = ImageStore::open_signed(&folder, key.verifying_key()).unwrap();
+        signed.adopt(&fixture.path, &fixture.digest, &key).unwrap();
+        assert!(loads(&key, &fixture.digest));
+        assert!(!loads(&stranger, &fixture.digest));
+        let path = signed.path(&fixture.digest, &fixture.engine, Flavor::Plain);
+        let sound = fs::read(&path).unwrap();
+        for position in (0..sound.len()).step_by(97).chain(sound.len() - SIGNED_TRAILER_BYTES..sound.len()) {
+            let mut altered = sound.clone();
+            altered[position] ^= 1;
+            fs::write(&path, altered).unwrap();
+            assert!(!loads(&key, &fixture.digest), "byte {position} altered");
+        }
+        // Sound, and not signed at all.
+        fs::copy(&fixture.path, &path).unwrap();
+        assert!(!loads(&key, &fixture.digest));
+        let other = Digest::of(b"other");
+        fs::write(signed.path(&other, &fixture.engine, Flavor::Plain), &sound).unwrap();
+        assert!(!loads(&key, &other));
+        assert!(signed.adopt(&fixture.path, &other, &key).is_err());
     }
 
     #[test]

@@ -43,6 +43,11 @@
 //!
 //! A file in the store that is truncated, altered or of another engine fails
 //! step 2 and is compiled again; it is never loaded.
+//!
+//! Where strangers' components run, step 3 is taken by a process of its own
+//! ([`compile_file`]), and a control plane signs what comes of it
+//! ([`ImageStore::adopt`], [`SigningKey`]). A store that was opened with the key
+//! ([`ImageStore::open_signed`]) maps nothing else, and its engine compiles nothing.
 
 mod compile;
 mod config;
@@ -59,6 +64,7 @@ mod loader;
 mod memory;
 pub mod normalize;
 mod rewind;
+mod signature;
 mod source_index;
 mod usage;
 
@@ -72,7 +78,8 @@ pub use file_identity::FileIdentity;
 pub use image_store::ImageStore;
 pub use images::{MappedImage, MappedTotals};
 pub use limiter::{InstanceLimits, Limiter};
-pub use loader::{Engine, LoadedComponent, Origin};
+pub use loader::{Engine, LoadedComponent, Origin, compile_file};
 pub use memory::{LentMemory, MemoryPool};
 pub use rewind::Rewinder;
+pub use signature::{SigningKey, VerifyingKey};
 pub use usage::{Ledger, Usage};

@@ -213,6 +213,9 @@ impl Engine {
             if let Some(loaded) = self.load_image(digest) {
                 return Ok(loaded);
             }
+            if self.images.as_ref().is_some_and(ImageStore::is_signed) {
+                return Err(Error::Unsigned { reason: "it has to be compiled first".into() });
+            }
             before_compiling();
             self.compile(source, digest)
         })
@@ -323,6 +326,21 @@ impl Engine {
             })
             .collect()
     }
+}
+
+/// Compiles a source into an image in a folder, for a process that does nothing else:
+/// what that process takes can be bounded from outside. Returns the image's path, which
+/// begins with the digest of what was read. `config` is the one of the engine that will
+/// map the image, but for the number of instances.
+///
+/// # Errors
+/// As [`Engine::load_file`].
+pub fn compile_file(config: &EngineConfig, source: &Path, folder: &Path) -> Result<PathBuf, Error> {
+    let config = EngineConfig { max_instances_count: 1, ..config.clone() };
+    let images = ImageStore::open(folder)?;
+    let engine = Engine::new(&config, Some(images.clone()))?;
+    let loaded = engine.load_file(source)?;
+    Ok(images.path(&loaded.digest, engine.wasmtime(loaded.flavor), loaded.flavor))
 }
 
 /// A component as it will be compiled.

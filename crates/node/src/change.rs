@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::HostName;
+use crate::{HostName, ReleaseId};
 
 /// One step in a stream of changes. Whoever sends the stream numbers it, upwards; a
 /// node that sees a number again, or an older one, passes over it. So the stream may be
@@ -25,6 +25,20 @@ pub enum ChangeKind {
         /// The folder with its manifest, or a symbolic link to it.
         folder: PathBuf,
     },
+    /// A release is to answer at a host.
+    Release {
+        /// Where it is reached.
+        host: HostName,
+        /// Which release of which app.
+        release: ReleaseId,
+    },
+    /// A host is another name for one that is there: what answers there answers here.
+    Alias {
+        /// Where it is reached, too.
+        host: HostName,
+        /// Where it is reached already.
+        of: HostName,
+    },
     /// An app is there no more.
     Remove {
         /// Where it was reached.
@@ -36,7 +50,10 @@ impl ChangeKind {
     /// The host that the change is about.
     pub fn host(&self) -> &HostName {
         match self {
-            Self::Put { host, .. } | Self::Remove { host } => host,
+            Self::Put { host, .. }
+            | Self::Release { host, .. }
+            | Self::Alias { host, .. }
+            | Self::Remove { host } => host,
         }
     }
 }

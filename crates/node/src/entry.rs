@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use wisp_engine::FileIdentity;
 use wisp_trigger::http::{HttpApp, Outcomes, Refusal};
 
-use crate::{AppState, Error, Errors, HostName};
+use crate::{AppState, Error, Errors, HostName, ReleaseId};
 
 /// One app of a node.
 ///
@@ -32,6 +32,8 @@ use crate::{AppState, Error, Errors, HostName};
 /// (counters of requests, problems, versions) is allocated when there is some.
 pub(crate) struct Entry {
     pub(crate) host: HostName,
+    /// The entry that this is another name for. Then nothing else here is of use.
+    pub(crate) alias: Option<Arc<Entry>>,
     /// Bits of [`Fact`].
     facts: AtomicU32,
     /// When it was last used, in seconds of the node's clock.
@@ -49,8 +51,8 @@ pub(crate) struct EntryState {
     pub(crate) number: u64,
     /// Counts what makes a load that goes on worthless: changes and rollbacks.
     pub(crate) epoch: u32,
-    /// Where its manifest is; `None` is the usual place.
-    pub(crate) folder: Option<Box<Path>>,
+    /// What is to be served; `None` is the folder at the usual place.
+    pub(crate) content: Option<Box<Content>>,
     /// Why its newest version cannot be served.
     pub(crate) problem: Option<Box<Problem>>,
     /// The load that is going on.
@@ -61,6 +63,22 @@ pub(crate) struct EntryState {
     pub(crate) kept_state: Option<Arc<AppState>>,
     /// The folder of the version that an operator left by rolling back.
     pub(crate) left: Option<Box<Path>>,
+}
+
+/// What is to be served at a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// What is in this folder, whatever that is when it is looked at.
+    Folder(PathBuf),
+    /// A release, which never changes.
+    Release(ReleaseId),
+}
+
+/// What a version was made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Files(Fingerprint),
+    Release(ReleaseId),
 }
 
 /// What is known about an app. Each is kept up to date by what happens to it.
@@ -94,7 +112,9 @@ pub(crate) struct Version {
     pub(crate) http: Arc<HttpApp>,
     /// The change that it came with.
     pub(crate) number: u64,
-    pub(crate) fingerprint: Fingerprint,
+    pub(crate) origin: Origin,
+    /// The stores of this version, where they are not the entry's.
+    pub(crate) _stores: Option<Arc<AppState>>,
 }
 
 /// Which files a version was made of.
@@ -126,9 +146,10 @@ pub(crate) struct Flight {
 }
 
 impl Entry {
-    pub(crate) fn new(host: HostName, number: u64, folder: Option<Box<Path>>) -> Self {
+    pub(crate) fn new(host: HostName, number: u64, content: Option<Box<Content>>) -> Self {
         Self {
             host,
+            alias: None,
             facts: AtomicU32::new(0),
             last_used_s: AtomicU32::new(0),
             current: RwLock::new(None),
@@ -136,7 +157,7 @@ impl Entry {
             state: Mutex::new(EntryState {
                 number,
                 epoch: 0,
-                folder,
+                content,
                 problem: None,
                 flight: None,
                 previous: None,
@@ -144,6 +165,11 @@ impl Entry {
                 left: None,
             }),
         }
+    }
+
+    /// Another name for an entry.
+    pub(crate) fn alias(host: HostName, number: u64, of: Arc<Entry>) -> Self {
+        Self { alias: Some(of), ..Self::new(host, number, None) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, EntryState> {
@@ -218,10 +244,27 @@ impl Entry {
 }
 
 impl Version {
-    /// Whether a request may be using it at the moment. Streaming bodies are not seen;
-    /// they keep what they need.
+    /// Whether a request is using it at the moment: requests keep it until their
+    /// responses were sent.
     pub(crate) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.http) > 1
+    }
+
+    /// What would have to be loaded again to have this version.
+    pub(crate) fn content(&self) -> Content {
+        match &self.origin {
+            Origin::Files(fingerprint) => Content::Folder(fingerprint.folder.clone()),
+            Origin::Release(release) => Content::Release(release.clone()),
+        }
+    }
+
+    /// Whether loading this now would make the same version.
+    pub(crate) fn is_current(&self, wanted: &Content) -> bool {
+        match (&self.origin, wanted) {
+            (Origin::Files(fingerprint), Content::Folder(folder)) => fingerprint.is_current(folder),
+            (Origin::Release(release), Content::Release(wanted)) => release == wanted,
+            _ => false,
+        }
     }
 }
 

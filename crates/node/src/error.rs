@@ -124,6 +124,20 @@ pub enum Error {
         /// Why.
         message: String,
     },
+    /// A release cannot be had from the control plane.
+    #[error("release {release} cannot be loaded: {message}")]
+    Release {
+        /// Which one.
+        release: String,
+        /// Why.
+        message: String,
+    },
+    /// A newer change of the same app came first.
+    #[error("release {release} was overtaken by a newer change of the app")]
+    Overtaken {
+        /// Which one.
+        release: String,
+    },
     /// An app does not answer a probe as it should.
     #[error("`{host}` was asked for `{path}`: {reason}")]
     Probe {
@@ -167,6 +181,8 @@ impl Error {
             Self::NoPrevious { .. } => "WISP-E0716",
             Self::Probe { .. } => "WISP-E0717",
             Self::Failing { .. } => "WISP-E0718",
+            Self::Release { .. } => "WISP-E0720",
+            Self::Overtaken { .. } => "WISP-E0721",
             Self::Manifest { code, .. } => code,
         }
     }
@@ -218,7 +234,10 @@ impl Error {
             Self::Failing { .. } | Self::Probe { .. } => {
                 Some("the log files of its components may say why".into())
             }
-            Self::Manifest { .. } | Self::NoApp { .. } | Self::NotLoaded { .. } => None,
+            Self::Release { .. } => Some("deploy the app again, or go back to another release".into()),
+            Self::Overtaken { .. } | Self::Manifest { .. } | Self::NoApp { .. } | Self::NotLoaded { .. } => {
+                None
+            }
         }
     }
 }

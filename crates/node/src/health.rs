@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Error, Node,
-    entry::{Entry, Fact},
+    entry::{Content, Entry, Fact},
     metrics::Counts,
 };
 
@@ -133,8 +133,11 @@ impl Node {
         report
     }
 
-    /// What is known about one app.
-    pub(crate) fn facts(&self, host: &str) -> Result<Value, Error> {
+    /// What is known about one app, as JSON.
+    ///
+    /// # Errors
+    /// [`Error::NoApp`].
+    pub fn facts(&self, host: &str) -> Result<Value, Error> {
         let entry = self.table.get(host).ok_or_else(|| Error::NoApp { host: host.to_owned() })?;
         let mut facts = json!({
             "host": host,
@@ -160,14 +163,20 @@ impl Node {
         let state = entry.state();
         facts["change"] = state.number.into();
         facts["rolled_back"] = state.left.is_some().into();
-        facts["folder"] = self.folder(&entry.host, state.folder.as_deref()).display().to_string().into();
+        match self.content(&entry, &state) {
+            Content::Folder(folder) => facts["folder"] = folder.display().to_string().into(),
+            Content::Release(release) => facts["release"] = release.to_string().into(),
+        }
         drop(state);
         if let Some(version) = entry.version() {
             facts["version"] = json!({
                 "change": version.number,
                 "name": version.http.name(),
-                "folder": version.fingerprint.folder.display().to_string(),
             });
+            match version.content() {
+                Content::Folder(folder) => facts["version"]["folder"] = folder.display().to_string().into(),
+                Content::Release(release) => facts["version"]["release"] = release.to_string().into(),
+            }
         }
         if !is_healthy(&entry) {
             facts["problem"] = self.explain(&entry);

@@ -23,7 +23,8 @@
 //! # Many apps
 //!
 //! A [`Node`] has a table of apps by host name, fed by a stream of numbered [`Change`]s.
-//! An [`AppsDirectory`] makes one of a folder; a control plane will send the same.
+//! An [`AppsDirectory`] makes one of a folder. A control plane sends one of releases: see
+//! [`ReleaseId`] and `release.rs`.
 //!
 //! | state | what there is of the app | in |
 //! | --- | --- | --- |
@@ -68,6 +69,7 @@ mod metrics;
 mod node;
 mod os_limits;
 mod prepare;
+mod release;
 mod runtime;
 mod runtime_config;
 mod settings;
@@ -80,6 +82,7 @@ pub use directory::AppsDirectory;
 pub use error::{Error, Errors};
 pub use host_name::{HostName, MAX_HOST_NAME_BYTES};
 pub use node::Node;
-pub use os_limits::{machine_memory_bytes, max_mappings_count, raise_descriptor_limit};
+pub use os_limits::{Allowed, machine_memory_bytes, raise_descriptor_limit};
+pub use release::{Release, ReleaseId, Releases, Staged, Swapped};
 pub use runtime::{AppState, LoadedApp, Runtime};
-pub use settings::{AppSettings, Budget, NodeSettings, RuntimeSettings};
+pub use settings::{AppSettings, Budget, NodeSettings, RuntimeSettings, VariableValue};

@@ -23,8 +23,8 @@ use wisp_manifest::{App, LOCKED_FILE_NAME, MANIFEST_FILE_NAME};
 use wisp_trigger::http::{Found, HttpApp, Refusal};
 
 use crate::{
-    AppState, Error, Errors, HostName, Node,
-    entry::{Entry, Fact, Fingerprint, Flight, Problem, Version},
+    AppState, Error, Errors, HostName, Node, Release, ReleaseId, Staged, Swapped,
+    entry::{Content, Entry, EntryState, Fact, Fingerprint, Flight, Origin, Problem, Version},
     node::UNKNOWN_HOST,
 };
 
@@ -121,11 +121,11 @@ impl Node {
         // Whatever happens, nobody waits for ever and the next request may try again.
         let landing = Landing { entry: &entry, flight: &flight };
         loop {
-            let (number, epoch, folder) = {
+            let (number, epoch, content) = {
                 let state = entry.state();
-                (state.number, state.epoch, self.folder(&entry.host, state.folder.as_deref()))
+                (state.number, state.epoch, self.content(&entry, &state))
             };
-            let loaded = self.load_version(&entry, number, &folder).await;
+            let loaded = self.load_version(&entry, number, content, Gate::BesideAnother).await;
             if let Some(result) = self.settle(&entry, &flight, epoch, loaded) {
                 landing.land(result);
                 return;
@@ -182,47 +182,118 @@ impl Node {
             Loaded::New(version) => (version, Way::New),
         };
         let http = version.http.clone();
-        let reuses = http.sweep().is_some();
+        let took = flight.since.elapsed();
         let replaced = entry.replace(&mut state, Some(version));
         let dropped = match replaced {
             Some(replaced) => {
                 entry.outcomes().reset();
                 entry.set(Fact::HasPrevious, true);
-                self.metrics.count_swap(flight.since.elapsed(), matches!(way, Way::Back));
+                self.metrics.count_swap(took, matches!(way, Way::Back));
                 state.previous.replace(replaced)
             }
             None => {
-                self.metrics.count_load(flight.since.elapsed());
+                self.metrics.count_load(took);
                 None
             }
         };
         drop(state);
         // What was two versions ago is unmapped without anybody waiting for it.
         drop(dropped);
+        self.mapped_now(entry, &http);
+        Some(Ok(http))
+    }
+
+    /// Enters an app that has just been mapped where those are that are swept and evicted.
+    fn mapped_now(&self, entry: &Arc<Entry>, http: &HttpApp) {
+        let reuses = http.sweep().is_some();
         entry.set(Fact::Reuses, reuses);
         if reuses {
             // The request that made it be loaded was before it was known.
             self.will_sweep(entry);
         }
         self.mapped.add(entry, self.now_s());
-        Some(Ok(http))
     }
 
-    /// Loads what is in a folder now, unless it is what is mapped already.
-    async fn load_version(&self, entry: &Arc<Entry>, number: u64, folder: &Path) -> Result<Loaded, Errors> {
-        let folder = resolve(&entry.host, folder)?;
+    /// Loads what is wanted, unless it is what is mapped already.
+    async fn load_version(
+        &self,
+        entry: &Arc<Entry>,
+        number: u64,
+        content: Content,
+        gate: Gate,
+    ) -> Result<Loaded, Errors> {
+        let content = match content {
+            Content::Folder(folder) => Content::Folder(resolve(&entry.host, &folder)?),
+            release => release,
+        };
         let (current, previous) = {
             let state = entry.state();
             (entry.version(), state.previous.clone())
         };
-        if current.as_ref().is_some_and(|version| version.fingerprint.is_current(&folder)) {
+        if current.as_ref().is_some_and(|version| version.is_current(&content)) {
             return Ok(Loaded::Same);
         }
-        if previous.as_ref().is_some_and(|version| version.fingerprint.is_current(&folder)) {
+        if previous.as_ref().is_some_and(|version| version.is_current(&content)) {
             return Ok(Loaded::Previous);
         }
         drop(previous);
         self.make_room(entry);
+        let (version, probe) = match content {
+            Content::Folder(folder) => self.load_folder(entry, number, folder).await?,
+            Content::Release(release) => self.load_release(entry, number, release).await?,
+        };
+        if let Some(path) = &probe
+            && (matches!(gate, Gate::Always) || current.is_some())
+        {
+            // It serves nobody yet: a version that fails is never swapped in.
+            self.probe_app(entry, &version.http, path).await?;
+        }
+        Ok(Loaded::New(Arc::new(version)))
+    }
+
+    /// A version of a release, and what it is to be asked for.
+    async fn load_release(
+        &self,
+        entry: &Arc<Entry>,
+        number: u64,
+        release: ReleaseId,
+    ) -> Result<(Version, Option<String>), Errors> {
+        let (node, wanted) = (self.this(), release.clone());
+        let describing = tokio::task::spawn_blocking(move || node.describe(&wanted));
+        let described = describing.await.unwrap_or_else(|error| {
+            Err(Error::Release { release: release.to_string(), message: error.to_string() })
+        })?;
+        let (_, _, app) = read_manifest(&entry.host, &described.folder)?;
+        let stores = Arc::new(self.runtime.linked_state(&described, has_stores(&app)));
+        let mut settings = self.settings.app.clone();
+        settings.log_name = Some(release.app.to_string());
+        settings.variables.extend(described.variables);
+        settings.ceilings = described.ceilings;
+        settings.blocked_networks = Some(described.blocked_networks);
+        let loaded = self.runtime.load(&app, &settings, &stores, entry.outcomes()).await?;
+        let version =
+            Version { http: loaded.http, number, origin: Origin::Release(release), _stores: Some(stores) };
+        Ok((version, app.wisp.probe))
+    }
+
+    /// What a release consists of. Blocks.
+    pub(crate) fn describe(&self, release: &ReleaseId) -> Result<Release, Error> {
+        match &self.settings.releases {
+            Some(releases) => releases.describe(release),
+            None => Err(Error::Release {
+                release: release.to_string(),
+                message: "this node has no control plane".into(),
+            }),
+        }
+    }
+
+    /// A version of what is in a folder now, and what it is to be asked for.
+    async fn load_folder(
+        &self,
+        entry: &Arc<Entry>,
+        number: u64,
+        folder: PathBuf,
+    ) -> Result<(Version, Option<String>), Errors> {
         let (manifest, is_settled, app) = read_manifest(&entry.host, &folder)?;
         let state = self.state_of(entry, &app);
         let mut settings = self.settings.app.clone();
@@ -238,13 +309,97 @@ impl Node {
         let version = Version {
             http: loaded.http,
             number,
-            fingerprint: Fingerprint { folder, manifest, sources, is_reliable },
+            origin: Origin::Files(Fingerprint { folder, manifest, sources, is_reliable }),
+            _stores: None,
         };
-        if let (Some(path), Some(_)) = (&app.wisp.probe, &current) {
-            // It serves nobody yet: a version that fails is never swapped in.
-            self.probe_app(entry, &version.http, path).await?;
+        Ok((version, app.wisp.probe))
+    }
+
+    /// Loads a release beside what serves, and has it answer its probe if its manifest
+    /// names one. Nothing changes for anybody; what is staged is dropped or swapped in.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the release.
+    pub async fn stage(self: &Arc<Self>, host: &HostName, release: ReleaseId) -> Result<Staged, Errors> {
+        let node = self.clone();
+        let entry = match self.table.get(host.as_str()) {
+            Some(entry) if entry.alias.is_none() => entry,
+            // The first release of an app: in the table when it is swapped in.
+            _ => Arc::new(Entry::new(host.clone(), 0, None)),
+        };
+        let staging = self.control().spawn(async move {
+            let started = Instant::now();
+            let content = Content::Release(release.clone());
+            // Without a version in its place it would not be asked for its probe.
+            let loaded = node.load_version(&entry, 0, content, Gate::Always).await?;
+            let version = match loaded {
+                Loaded::New(version) => Some(version),
+                Loaded::Same => entry.version(),
+                Loaded::Previous => entry.state().previous.clone(),
+            };
+            // It was unmapped just now.
+            let overtaken = || Error::Overtaken { release: release.to_string() };
+            let version = version.filter(|version| version.is_current(&Content::Release(release.clone())));
+            let version = version.ok_or_else(overtaken)?;
+            Ok(Staged { entry, version, release, took: started.elapsed() })
+        });
+        staging.await.unwrap_or_else(|_| Err(Errors::from(stopping())))
+    }
+
+    /// Has a staged release answer from now on: stores one pointer. `number` is that of
+    /// the change in the stream that says the same.
+    ///
+    /// # Errors
+    /// [`Error::Overtaken`] if a newer change of the host came first.
+    pub fn swap(&self, number: u64, staged: Staged) -> Result<Swapped, Error> {
+        let started = Instant::now();
+        let Staged { entry, version, release, .. } = staged;
+        let overtaken = || Error::Overtaken { release: release.to_string() };
+        let content = Content::Release(release.clone());
+        let entry = match self.table.get(entry.host.as_str()) {
+            Some(known) => known,
+            None => {
+                self.table.insert(entry.clone());
+                entry
+            }
+        };
+        if entry.alias.is_some() {
+            return Err(overtaken());
         }
-        Ok(Loaded::New(Arc::new(version)))
+        let mut state = entry.state();
+        if entry.is_removed() || state.number > number {
+            return Err(overtaken());
+        }
+        state.number = number;
+        state.content = Some(Box::new(content));
+        // A load that goes on finds that the release is there.
+        state.epoch = state.epoch.wrapping_add(1);
+        state.problem = None;
+        state.left = None;
+        for (fact, is_so) in [(Fact::Broken, false), (Fact::ManifestOk, true), (Fact::Prepared, true)] {
+            entry.set(fact, is_so);
+        }
+        if entry.version().is_some_and(|current| Arc::ptr_eq(&current, &version)) {
+            return Ok(Swapped::new(None));
+        }
+        let is_back = state.previous.take_if(|previous| Arc::ptr_eq(previous, &version)).is_some();
+        let replaced = entry.replace(&mut state, Some(version.clone()));
+        let dropped = match &replaced {
+            Some(replaced) => {
+                entry.outcomes().reset();
+                state.previous.replace(replaced.clone())
+            }
+            None => None,
+        };
+        entry.set(Fact::HasPrevious, state.previous.is_some());
+        drop(state);
+        drop(dropped);
+        match &replaced {
+            Some(_) => self.metrics.count_swap(started.elapsed(), is_back),
+            None => self.metrics.count_load(started.elapsed()),
+        }
+        self.mapped_now(&entry, &version.http);
+        Ok(Swapped::new(replaced.as_ref()))
     }
 
     /// The stores of an app, the same ones for all of its versions: those in memory for
@@ -255,9 +410,7 @@ impl Node {
             return kept.clone();
         }
         let folder = self.settings.state_dir.as_ref().map(|folder| folder.join(entry.host.as_str()));
-        let has_stores = app.components.values().any(|component| {
-            !component.key_value_stores.is_empty() || !component.sqlite_databases.is_empty()
-        });
+        let has_stores = has_stores(app);
         let made = Arc::new(self.runtime.state(folder.as_deref(), has_stores));
         if has_stores {
             state.kept_state = Some(made.clone());
@@ -276,9 +429,12 @@ impl Node {
         Ok(Vec::new())
     }
 
-    /// Where an app's manifest is.
-    pub(crate) fn folder(&self, host: &HostName, folder: Option<&Path>) -> PathBuf {
-        folder.map_or_else(|| self.settings.apps_dir.join(host.as_str()), Path::to_owned)
+    /// What is to be served.
+    pub(crate) fn content(&self, entry: &Entry, state: &EntryState) -> Content {
+        match &state.content {
+            Some(content) => Content::clone(content),
+            None => Content::Folder(self.settings.apps_dir.join(entry.host.as_str())),
+        }
     }
 
     /// Goes back to the version before.
@@ -293,8 +449,11 @@ impl Node {
             return Err(Error::NoPrevious { host: host.to_owned() });
         };
         // Also after it was unmapped, it is this version that is loaded again.
-        state.folder = Some(previous.fingerprint.folder.clone().into());
-        state.left = entry.version().map(|version| version.fingerprint.folder.clone().into());
+        state.content = Some(Box::new(previous.content()));
+        state.left = entry.version().and_then(|version| match version.content() {
+            Content::Folder(folder) => Some(folder.into()),
+            Content::Release(_) => None,
+        });
         // A load of the version that is left does not take its place.
         state.epoch = state.epoch.wrapping_add(1);
         state.problem = None;
@@ -370,6 +529,13 @@ enum Way {
     Back,
 }
 
+/// When a new version has to answer its probe before it is used.
+enum Gate {
+    /// When there is another one that would go on to serve.
+    BesideAnother,
+    Always,
+}
+
 /// Ends a flight, at the latest when it is dropped.
 struct Landing<'entry> {
     entry: &'entry Entry,
@@ -410,6 +576,16 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting_count.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn has_stores(app: &App) -> bool {
+    app.components
+        .values()
+        .any(|component| !component.key_value_stores.is_empty() || !component.sqlite_databases.is_empty())
+}
+
+fn stopping() -> Error {
+    Error::Start { cause: io::Error::other("the node is stopping") }
 }
 
 /// Follows symbolic links at the end of a path, so that one load sees one version

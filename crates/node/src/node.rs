@@ -1,7 +1,6 @@
 //! Many apps in one process.
 
 use std::{
-    path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
@@ -17,7 +16,7 @@ use wisp_trigger::http::{Apps, Found, IDLE_SWEEP, Refusal, host_name};
 
 use crate::{
     Change, ChangeKind, Error, HostName, NodeSettings, Runtime,
-    entry::{Entry, Fact},
+    entry::{Content, Entry, Fact},
     eviction::Mapped,
     host_name::{MAX_HOST_NAME_BYTES, lower_case},
     metrics::Metrics,
@@ -143,18 +142,29 @@ impl Node {
     }
 
     /// Takes in a change. A change with a number that is not above all before it does
-    /// nothing. Never waits: a loaded app goes on with what it has until its new version
+    /// nothing; for releases, that is not above those of the same host before it: a
+    /// control plane works on several apps at once. Never waits: a loaded app goes on with what it has until its new version
     /// is loaded beside it.
     pub fn apply(&self, change: Change) {
         let Change { number, kind } = change;
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if number <= *newest {
+        let is_of_release = matches!(kind, ChangeKind::Release { .. } | ChangeKind::Alias { .. });
+        if number <= *newest && !is_of_release {
             return;
         }
-        *newest = number;
+        *newest = number.max(*newest);
         // Still locked: changes take effect in their order.
         match kind {
-            ChangeKind::Put { host, folder } => self.put(host, &folder, number),
+            ChangeKind::Put { host, folder } => {
+                // The usual place needs no memory.
+                let is_usual = folder.parent() == Some(&self.settings.apps_dir)
+                    && folder.file_name().is_some_and(|name| name == host.as_str());
+                self.put(host, (!is_usual).then(|| Box::new(Content::Folder(folder))), number);
+            }
+            ChangeKind::Release { host, release } => {
+                self.put(host, Some(Box::new(Content::Release(release))), number);
+            }
+            ChangeKind::Alias { host, of } => self.alias(host, &of, number),
             ChangeKind::Remove { host } => self.remove(&host),
         }
     }
@@ -164,21 +174,57 @@ impl Node {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, host: HostName, folder: &Path, number: u64) {
-        // The usual place needs no memory.
-        let is_usual = folder.parent() == Some(&self.settings.apps_dir)
-            && folder.file_name().is_some_and(|name| name == host.as_str());
-        let folder: Option<Box<Path>> = (!is_usual).then(|| folder.into());
+    /// The app whose release answers at a host, if one is loaded. Cheap: it is asked after
+    /// every request.
+    pub fn app_at(&self, host: &str) -> Option<Arc<str>> {
+        let mut buffer = [0; MAX_HOST_NAME_BYTES];
+        let host = lower_case(host.as_bytes(), &mut buffer)?;
+        let of_entry = |entry: &Arc<Entry>| entry.alias.as_ref().unwrap_or(entry).version();
+        match self.table.with(host, of_entry)??.content() {
+            Content::Release(release) => Some(release.app),
+            Content::Folder(_) => None,
+        }
+    }
+
+    /// Takes an app, or another name of one, out of the table, whatever changes there were.
+    pub fn withdraw(&self, host: &HostName) {
+        self.remove(host);
+    }
+
+    fn alias(&self, host: HostName, of: &HostName, number: u64) {
+        let Some(target) = self.table.get(of.as_str()).filter(|target| target.alias.is_none()) else {
+            tracing::warn!(%host, "another name of `{of}`, where no app is served");
+            self.remove(&host);
+            return;
+        };
+        let is_known = self.table.get(host.as_str()).is_some_and(|entry| {
+            entry.alias.as_ref().is_some_and(|known| Arc::ptr_eq(known, &target)) && !entry.is_removed()
+        });
+        if is_known {
+            return;
+        }
+        self.remove(&host);
+        self.table.insert(Arc::new(Entry::alias(host, number, target)));
+    }
+
+    fn put(&self, host: HostName, content: Option<Box<Content>>, number: u64) {
+        if self.table.get(host.as_str()).is_some_and(|entry| entry.alias.is_some()) {
+            self.remove(&host);
+        }
         let Some(entry) = self.table.get(host.as_str()) else {
-            let entry = Arc::new(Entry::new(host, number, folder));
+            let entry = Arc::new(Entry::new(host, number, content));
             self.table.insert(entry.clone());
             self.to_prepare.push(entry);
             return;
         };
         let is_loaded = {
             let mut state = entry.state();
+            if state.number >= number {
+                // It was swapped in already, by whoever wrote the change.
+                return;
+            }
             state.number = number;
-            state.folder = folder;
+            state.content = content;
             state.epoch = state.epoch.wrapping_add(1);
             state.left = None;
             if let Some(problem) = &mut state.problem {
@@ -201,10 +247,17 @@ impl Node {
     fn remove(&self, host: &HostName) {
         let Some(entry) = self.table.remove(host.as_str()) else { return };
         entry.mark_removed();
+        if entry.alias.is_some() {
+            return;
+        }
         self.mapped.forget(&entry);
-        self.runtime.commons().forget(host.as_str());
+        let account = match self.content(&entry, &entry.state()) {
+            Content::Folder(_) => host.to_string(),
+            Content::Release(release) => release.app.to_string(),
+        };
+        self.runtime.commons().forget(&account);
         self.unmap(&entry);
-        self.runtime.commons().forget(host.as_str());
+        self.runtime.commons().forget(&account);
         let mut state = entry.state();
         state.kept_state = None;
         state.problem = None;
@@ -257,6 +310,11 @@ impl Apps for Node {
         let mut buffer = [0; MAX_HOST_NAME_BYTES];
         let found = lower_case(name, &mut buffer).and_then(|host| {
             self.table.with(host, |entry| {
+                let entry = match &entry.alias {
+                    None => entry,
+                    Some(target) if target.is_removed() => return Found::Refused(UNKNOWN_HOST),
+                    Some(target) => target,
+                };
                 if entry.touch(self.now_s()) && entry.has(Fact::Reuses) && !entry.has(Fact::Swept) {
                     self.will_sweep(entry);
                 }
@@ -326,7 +384,7 @@ mod tests {
     use wisp_engine::EngineConfig;
 
     use super::*;
-    use crate::{AppSettings, Budget, RuntimeSettings};
+    use crate::{AppSettings, Budget, Release, ReleaseId, Releases, RuntimeSettings};
 
     /// A node over a folder; it ends with the test.
     struct Fixture {
@@ -340,8 +398,30 @@ mod tests {
         }
     }
 
+    /// Releases whose folders are named like their apps' last part and number.
+    #[derive(Default)]
+    struct Folders(Mutex<PathBuf>);
+
+    impl Releases for Folders {
+        fn describe(&self, release: &ReleaseId) -> Result<Release, Error> {
+            Ok(Release {
+                folder: self.0.lock().unwrap().join(release.to_string().replace('/', "-")),
+                variables: Vec::new(),
+                key_value_stores: Default::default(),
+                sqlite_databases: Default::default(),
+                ceilings: Default::default(),
+                blocked_networks: Default::default(),
+            })
+        }
+    }
+
+    fn release(number: u64) -> ReleaseId {
+        ReleaseId { app: "team/shop".into(), number, revision: 0 }
+    }
+
     fn fixture() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
+        let releases = Arc::new(Folders(Mutex::new(folder.path().to_owned())));
         let engine = EngineConfig { pooling: false, ..EngineConfig::default() };
         let runtime = Runtime::start(RuntimeSettings { engine, ..RuntimeSettings::default() }).unwrap();
         let settings = NodeSettings {
@@ -349,6 +429,7 @@ mod tests {
             state_dir: None,
             variables_dir: None,
             app: AppSettings::default(),
+            releases: Some(releases.clone()),
             budget: Budget { max_images_count: 10, max_image_bytes: u64::MAX },
             max_waiting_count: 10,
             max_wait: Duration::from_secs(5),
@@ -506,5 +587,73 @@ mod tests {
         fixture.put(2, "a.example", fixture.version("two"));
         assert_eq!(fixture.answering("a.example").await.as_deref(), Ok("two"));
         assert!(entry.state().problem.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_staged_release_answers_nobody_before_it_is_swapped_in_and_going_back_loads_nothing() {
+        let fixture = fixture();
+        let node = &fixture.node;
+        let host = HostName::new("shop.example").unwrap();
+        for number in [1, 2] {
+            fixture.version(&format!("team-shop#{number}"));
+        }
+        let first = node.stage(&host, release(1)).await.unwrap();
+        assert_eq!(fixture.answering("shop.example").await, Err("WISP-E0709"));
+        assert!(node.swap(1, first).unwrap().is_drained());
+        assert_eq!(fixture.answering("shop.example").await.as_deref(), Ok("team-shop#1"));
+        let held = node.table.get("shop.example").unwrap().app().unwrap();
+
+        let second = node.stage(&host, release(2)).await.unwrap();
+        assert_eq!(fixture.answering("shop.example").await.as_deref(), Ok("team-shop#1"));
+        let overtaken = node.stage(&host, release(2)).await.unwrap();
+        let swapped = node.swap(2, second).unwrap();
+        assert_eq!(fixture.answering("shop.example").await.as_deref(), Ok("team-shop#2"));
+        assert_eq!((swapped.is_drained(), swapped.in_use_count()), (false, 1));
+        drop(held);
+        swapped.drained().await;
+        assert_eq!(node.swap(1, overtaken).map(drop).unwrap_err().code(), "WISP-E0721");
+
+        // The folder is gone: it would not load.
+        fs::remove_dir_all(fixture.folder.path().join("team-shop#1")).unwrap();
+        let back = node.stage(&host, release(1)).await.unwrap();
+        drop(node.swap(3, back).unwrap());
+        assert_eq!(fixture.answering("shop.example").await.as_deref(), Ok("team-shop#1"));
+        let missing = node.stage(&host, release(3)).await.map(drop).unwrap_err();
+        assert_eq!(missing.0[0].code(), "WISP-E0713");
+        assert_eq!(fixture.answering("shop.example").await.as_deref(), Ok("team-shop#1"));
+        // The stream says the same again: nothing happens.
+        let version = node.table.get("shop.example").unwrap().version().unwrap();
+        node.apply(Change {
+            number: 3,
+            kind: ChangeKind::Release { host: host.clone(), release: release(1) },
+        });
+        assert!(Arc::ptr_eq(&node.table.get("shop.example").unwrap().version().unwrap(), &version));
+    }
+
+    #[tokio::test]
+    async fn other_names_of_an_app_follow_it_and_end_with_it() {
+        let fixture = fixture();
+        let node = &fixture.node;
+        let (host, other) = (HostName::new("shop.example").unwrap(), HostName::new("www.example").unwrap());
+        for number in [1, 2] {
+            fixture.version(&format!("team-shop#{number}"));
+        }
+        node.apply(Change {
+            number: 1,
+            kind: ChangeKind::Release { host: host.clone(), release: release(1) },
+        });
+        node.apply(Change { number: 1, kind: ChangeKind::Alias { host: other.clone(), of: host.clone() } });
+        assert_eq!(fixture.answering("www.example").await.as_deref(), Ok("team-shop#1"));
+        let second = node.stage(&host, release(2)).await.unwrap();
+        drop(node.swap(2, second).unwrap());
+        assert_eq!(fixture.answering("www.example").await.as_deref(), Ok("team-shop#2"));
+        node.withdraw(&other);
+        assert_eq!(fixture.answering("www.example").await, Err("WISP-E0709"));
+        node.apply(Change { number: 3, kind: ChangeKind::Alias { host: other.clone(), of: host.clone() } });
+        node.withdraw(&host);
+        assert_eq!(fixture.answering("www.example").await, Err("WISP-E0709"));
+        // A name for nothing is no app either.
+        node.apply(Change { number: 4, kind: ChangeKind::Alias { host: other, of: host } });
+        assert_eq!(fixture.answering("www.example").await, Err("WISP-E0709"));
     }
 }

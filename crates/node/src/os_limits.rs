@@ -10,6 +10,46 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 /// What Linux allows of mappings unless it is set otherwise.
 const USUAL_MAX_MAPPINGS_COUNT: usize = 65_530;
 
+/// Mappings of one instance's slot in a pool, of which there are two.
+const MAPPINGS_PER_SLOT_COUNT: usize = 2 * 2;
+
+/// Mappings of the process for everything else: code, heaps, stacks of threads.
+const SPARE_MAPPINGS_COUNT: usize = 4_000;
+
+/// Mappings of an image: before its code, the code, after it.
+const MAPPINGS_PER_IMAGE_COUNT: usize = 3;
+
+/// Descriptors for everything but connections and images: logs, databases, outbound
+/// connections.
+const SPARE_DESCRIPTORS_COUNT: u64 = 1_024;
+
+/// How many images the operating system allows to be mapped at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// By its limit on descriptors.
+    pub by_descriptors: usize,
+    /// By its limit on mappings.
+    pub by_mappings: usize,
+}
+
+impl Allowed {
+    /// How many there may be beside so many connections and slots for instances.
+    pub fn images(
+        max_descriptors_count: Option<u64>,
+        max_connections_count: u32,
+        slots_count: usize,
+    ) -> Self {
+        let by_descriptors = max_descriptors_count.map_or(usize::MAX, |count| {
+            let rest = count.saturating_sub(u64::from(max_connections_count) + SPARE_DESCRIPTORS_COUNT);
+            usize::try_from(rest).unwrap_or(usize::MAX)
+        });
+        let by_mappings = max_mappings_count()
+            .saturating_sub(slots_count * MAPPINGS_PER_SLOT_COUNT + SPARE_MAPPINGS_COUNT)
+            / MAPPINGS_PER_IMAGE_COUNT;
+        Self { by_descriptors, by_mappings }
+    }
+}
+
 /// Raises the limit on open descriptors to what this process may set, and says
 /// what it is then; `None` is no limit.
 ///
@@ -25,7 +65,7 @@ pub fn raise_descriptor_limit() -> Option<u64> {
 }
 
 /// How many mappings a process may have.
-pub fn max_mappings_count() -> usize {
+fn max_mappings_count() -> usize {
     read_number("/proc/sys/vm/max_map_count").unwrap_or(USUAL_MAX_MAPPINGS_COUNT)
 }
 

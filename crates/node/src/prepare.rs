@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     Error, Errors, Node,
-    entry::{Entry, Fact, Problem},
+    entry::{Content, Entry, Fact, Problem},
     loading::{read_manifest, report, resolve},
 };
 
@@ -82,11 +82,11 @@ impl Node {
         if entry.is_removed() || entry.has(Fact::Prepared) || entry.has(Fact::Mapped) {
             return;
         }
-        let (epoch, folder) = {
+        let (epoch, content) = {
             let state = entry.state();
-            (state.epoch, self.folder(&entry.host, state.folder.as_deref()))
+            (state.epoch, self.content(entry, &state))
         };
-        let checked = self.check(entry, &folder);
+        let checked = self.check(entry, &content);
         let mut state = entry.state();
         if state.epoch != epoch || entry.is_removed() || entry.has(Fact::Mapped) {
             return;
@@ -115,9 +115,13 @@ impl Node {
         }
     }
 
-    fn check(&self, entry: &Entry, folder: &std::path::Path) -> Result<Option<String>, (bool, Errors)> {
+    fn check(&self, entry: &Entry, content: &Content) -> Result<Option<String>, (bool, Errors)> {
         let no_manifest = |error: Error| (false, Errors::from(error));
-        let folder = resolve(&entry.host, folder).map_err(no_manifest)?;
+        let folder = match content {
+            Content::Folder(folder) => resolve(&entry.host, folder),
+            Content::Release(release) => self.describe(release).map(|described| described.folder),
+        };
+        let folder = folder.map_err(no_manifest)?;
         let (_, _, app) = read_manifest(&entry.host, &folder).map_err(no_manifest)?;
         self.runtime.prepare(&app, &self.settings.app).map_err(|errors| (true, errors))?;
         Ok(app.wisp.probe)

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use wisp_capability::{
     Grants, Linkers, RequestLimits, key_value, outbound,
     outbound_http::{self, LocalSlot},
+    resource::Resources,
     sqlite,
     variables::{self, Providers, Resolver},
     wasi::{self, LogSettings, LogSink, Logs, StandardStream, files},
@@ -28,7 +29,7 @@ use wisp_manifest::{
 use wisp_trigger::http::{Commons, ComponentLimits, ComponentSpec, HttpApp, HttpAppBuilder, Outcomes};
 
 use crate::{
-    AppSettings, Error, Errors, RuntimeSettings,
+    AppSettings, Error, Errors, Release, RuntimeSettings,
     runtime_config::{self, Placement},
 };
 
@@ -43,6 +44,7 @@ pub struct Runtime {
     client: Arc<outbound_http::Client>,
     outbound_limits: outbound::Limits,
     database_threads: Arc<sqlite::Threads>,
+    resources: Arc<Resources>,
     open_states_count: Arc<AtomicUsize>,
     tracker: TaskTracker,
     /// Loads at once that read, verify, compile or copy. Each uses all cores by itself
@@ -107,10 +109,15 @@ impl Runtime {
     /// If the engine, a log or a TLS setting cannot be set up.
     pub fn start(settings: RuntimeSettings) -> Result<Self, Error> {
         let config = &settings.runtime_config;
-        let images = settings.image_dir.as_ref().map(ImageStore::open).transpose()?;
+        let images = match (&settings.image_dir, settings.image_key) {
+            (None, _) => None,
+            (Some(folder), None) => Some(ImageStore::open(folder)?),
+            (Some(folder), Some(key)) => Some(ImageStore::open_signed(folder, key)?),
+        };
         let engine = Engine::new(&settings.engine, images)?;
         let linkers = Linkers::new(&engine).map_err(|cause| wisp_engine::Error::Configuration { cause })?;
         let logs = Logs::new(LogSettings {
+            receiver: settings.log_receiver.clone(),
             directory: settings.log_dir.clone(),
             truncate: settings.truncate_logs,
             follow: settings.follow.clone(),
@@ -123,6 +130,7 @@ impl Runtime {
             client: Arc::new(outbound_http::Client::new(&runtime_config::outbound_http(config))?),
             outbound_limits: runtime_config::outbound_limits(config),
             database_threads: Arc::default(),
+            resources: Arc::default(),
             open_states_count: Arc::default(),
             tracker: TaskTracker::new(),
             slow_loads: Arc::new(Semaphore::new(wisp_engine::cores_count())),
@@ -165,6 +173,27 @@ impl Runtime {
             is_in_memory: state_dir.is_none(),
             _counted: (is_wanted && state_dir.is_some()).then(|| Counted::new(&self.open_states_count)),
         }
+    }
+
+    /// The stores and databases of a release: those that its labels are linked to. None
+    /// is opened before a component wants it.
+    pub fn linked_state(&self, release: &Release, is_wanted: bool) -> AppState {
+        AppState {
+            stores: key_value::Stores::linked(&self.resources, &release.key_value_stores),
+            databases: sqlite::Databases::linked(&self.resources, &release.sqlite_databases),
+            is_in_memory: false,
+            _counted: is_wanted.then(|| Counted::new(&self.open_states_count)),
+        }
+    }
+
+    /// The stores and databases of a platform that are open.
+    pub fn resources(&self) -> &Arc<Resources> {
+        &self.resources
+    }
+
+    /// The engine that components run on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// How many apps have stores or databases in files that are open.
@@ -360,7 +389,7 @@ impl Runtime {
             outbound: outbound::Grant::new(
                 id.clone(),
                 self.allowed_hosts(component, resolver).await?,
-                self.blocked_networks(),
+                self.blocked_networks(settings),
                 self.outbound_limits.clone(),
             ),
             outbound_http: outbound_http::Grant::new(id, &self.client, local.clone()),
@@ -397,8 +426,9 @@ impl Runtime {
         })
     }
 
-    fn blocked_networks(&self) -> BlockedNetworks {
-        self.settings.runtime_config.outbound_networking.blocked_networks.clone()
+    fn blocked_networks(&self, settings: &AppSettings) -> BlockedNetworks {
+        let usual = &self.settings.runtime_config.outbound_networking.blocked_networks;
+        settings.blocked_networks.as_ref().unwrap_or(usual).clone()
     }
 }
 

@@ -1,14 +1,17 @@
 //! What the operator decides, as opposed to the app's author.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use wisp_capability::wasi::logs::Follow;
+use wisp_capability::wasi::{LogReceiver, logs::Follow};
 use wisp_engine::EngineConfig;
 use wisp_manifest::{
+    allowed_hosts::BlockedNetworks,
     model::{Limits, Reuse},
     runtime_config::RuntimeConfig,
 };
 use wisp_trigger::http::CommonsSettings;
+
+use crate::Releases;
 
 /// Settings of a process: what all of its apps share.
 #[derive(Default)]
@@ -17,10 +20,14 @@ pub struct RuntimeSettings {
     pub engine: EngineConfig,
     /// Where compiled images are kept; `None` compiles at every start.
     pub image_dir: Option<PathBuf>,
+    /// Map only images that this key signed, and compile nothing.
+    pub image_key: Option<wisp_engine::VerifyingKey>,
     /// Backends, providers and limits, from `runtime-config.toml`.
     pub runtime_config: RuntimeConfig,
     /// Where the log files of components lie; `None` writes none.
     pub log_dir: Option<PathBuf>,
+    /// Takes the output of apps among many in the place of log files.
+    pub log_receiver: Option<Arc<dyn LogReceiver>>,
     /// Begin log files anew.
     pub truncate_logs: bool,
     /// Whose output appears on the terminal: components, or apps where there are many.
@@ -30,7 +37,7 @@ pub struct RuntimeSettings {
 }
 
 /// A value of a variable that was given by name.
-pub(crate) type VariableValue = (wisp_manifest::id::VariableName, wisp_capability::variables::Value);
+pub type VariableValue = (wisp_manifest::id::VariableName, wisp_capability::variables::Value);
 
 /// Settings of one app.
 #[derive(Clone, Default)]
@@ -59,8 +66,10 @@ pub struct AppSettings {
     /// configuration and the environment of the process. Not where the apps of a
     /// process are strangers to each other.
     pub use_variables_providers: bool,
-    /// What the app is called in logs, where there are many apps.
+    /// What the app is called in logs and accounts, where there are many apps.
     pub log_name: Option<String>,
+    /// Networks that it may not reach; `None` are those of the runtime configuration.
+    pub blocked_networks: Option<BlockedNetworks>,
 }
 
 /// Settings of a node: many apps in one process.
@@ -75,6 +84,8 @@ pub struct NodeSettings {
     pub variables_dir: Option<PathBuf>,
     /// What all apps have in common.
     pub app: AppSettings,
+    /// Says what releases consist of, where a control plane sends them.
+    pub releases: Option<Arc<dyn Releases>>,
     /// What may be mapped.
     pub budget: Budget,
     /// How many requests wait for one app to be loaded; more are refused at once.

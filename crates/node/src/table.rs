@@ -103,12 +103,14 @@ impl Table {
         self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }
 
-    /// Calls `each` with every entry, in no order. Entries of one shard cannot be added
+    /// Calls `each` with every entry but other names of one, in no order. Entries of one shard cannot be added
     /// or removed meanwhile.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&Arc<Entry>)) {
         for shard in &self.shards {
             for ByHost(entry) in shard.read().unwrap_or_else(PoisonError::into_inner).iter() {
-                each(entry);
+                if entry.alias.is_none() {
+                    each(entry);
+                }
             }
         }
     }

@@ -92,7 +92,7 @@ const SET: &str = "INSERT INTO spin_key_value (store, key, value) VALUES (?1, ?2
 const DELETE: &str = "DELETE FROM spin_key_value WHERE store = ?1 AND key = ?2";
 
 /// One database file: its writer and its readers.
-pub(super) struct Database {
+pub(crate) struct Database {
     path: PathBuf,
     readers: Mutex<Vec<Connection>>,
     slow_reads: Arc<Semaphore>,
@@ -147,6 +147,17 @@ enum Found {
     Large,
 }
 
+/// Whether a file that somebody brings has the one table, and nothing that would run when
+/// the table is used.
+pub(super) fn check(connection: &Connection) -> rusqlite::Result<()> {
+    connection.prepare("SELECT store, key, value FROM spin_key_value")?;
+    let others = "SELECT count(*) FROM sqlite_schema WHERE type IN ('trigger', 'view')";
+    match connection.query_row(others, [], |row| row.get::<_, i64>(0))? {
+        0 => Ok(()),
+        _ => Err(rusqlite::Error::InvalidQuery),
+    }
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(cause: rusqlite::Error) -> Self {
         Self(cause.to_string())
@@ -155,10 +166,10 @@ impl From<rusqlite::Error> for StoreError {
 
 impl Database {
     /// Opens a file that exists (see [`file::create`]) and starts its writer.
-    pub(super) fn open(path: &Path) -> Result<Arc<Self>, Box<dyn std::error::Error>> {
+    pub(super) fn open(path: &Path, max_bytes: u64) -> Result<Arc<Self>, Box<dyn std::error::Error>> {
         let connection = file::open(path)?;
         file::set_write_ahead(&connection)?;
-        file::set_durable(&connection)?;
+        file::set_durable(&connection, max_bytes)?;
         connection.execute_batch(CREATE)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX_COUNT);
 
@@ -599,7 +610,7 @@ mod tests {
     const CRASH_DIRECTORY: &str = "WISP_TEST_CRASH_DIRECTORY";
 
     fn open(directory: &Path) -> Arc<Database> {
-        Database::open(&file::create(&directory.join("state/key_value.db")).unwrap()).unwrap()
+        Database::open(&file::create(&directory.join("state/key_value.db")).unwrap(), u64::MAX).unwrap()
     }
 
     fn runtime() -> tokio::runtime::Runtime {
@@ -752,7 +763,8 @@ mod tests {
             )
             .unwrap();
         drop(other);
-        let store = FileStore::new(Database::open(&file::create(&path).unwrap()).unwrap(), "default");
+        let store =
+            FileStore::new(Database::open(&file::create(&path).unwrap(), u64::MAX).unwrap(), "default");
         runtime().block_on(async {
             assert_eq!(store.get("a").await.unwrap(), Some(vec![1, 2]));
             assert_eq!(store.get("b").await.unwrap(), Some(b"text".to_vec()));

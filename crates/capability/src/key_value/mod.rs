@@ -31,8 +31,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 use indexmap::IndexMap;
 
+pub(crate) use self::file::Database as FileDatabase;
 pub(crate) use self::host::{State, add_to_linker};
 use crate::Error;
+use crate::resource::{Resource, Resources};
+use crate::sqlite::file::DATABASE_MAX_BYTES;
 
 /// Longest key. Spin sets no limit of its own (its managed clouds allow 255
 /// bytes); keys are copied into an index whose pages hold 4 KiB, so longer ones
@@ -74,6 +77,8 @@ pub enum StoreConfig {
         /// The database file.
         path: Option<PathBuf>,
     },
+    /// A store that a platform keeps; see [`resource`](crate::resource).
+    Resource(Resource),
     /// A backend that this version does not have.
     Other {
         /// The `type` of the runtime configuration.
@@ -146,6 +151,7 @@ pub type KeyAndValue = (String, Option<Vec<u8>>);
 /// The stores of an app by label.
 pub struct Stores {
     configs: IndexMap<String, StoreConfig>,
+    resources: Arc<Resources>,
     opened: Mutex<Opened>,
 }
 
@@ -164,7 +170,7 @@ pub struct Grant {
 
 /// A store behind the checks that are the same for every backend.
 #[derive(Clone)]
-pub(crate) struct Checked {
+pub struct Checked {
     store: Arc<dyn Store>,
 }
 
@@ -177,7 +183,16 @@ impl Stores {
         configs
             .entry(DEFAULT_LABEL.to_owned())
             .or_insert_with(|| StoreConfig::Spin { path: state_dir.map(|dir| dir.join(DEFAULT_FILE_NAME)) });
-        Self { configs, opened: Mutex::default() }
+        Self { configs, resources: Arc::default(), opened: Mutex::default() }
+    }
+
+    /// Those that a platform keeps, by the labels of their links, and no others.
+    pub fn linked(resources: &Arc<Resources>, links: &IndexMap<String, Resource>) -> Self {
+        let configs = links
+            .iter()
+            .map(|(label, resource)| (label.clone(), StoreConfig::Resource(resource.clone())))
+            .collect();
+        Self { configs, resources: resources.clone(), opened: Mutex::default() }
     }
 
     /// The same, and opens all of them.
@@ -226,12 +241,17 @@ impl Stores {
             return Err(Error::KeyValueStoreUnknown { label: label.to_owned(), known });
         };
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.open(label, config)
+        opened.open(label, config, &self.resources)
     }
 }
 
 impl Opened {
-    fn open(&mut self, label: &str, config: &StoreConfig) -> Result<Arc<dyn Store>, Error> {
+    fn open(
+        &mut self,
+        label: &str,
+        config: &StoreConfig,
+        resources: &Resources,
+    ) -> Result<Arc<dyn Store>, Error> {
         if let Some(store) = self.by_label.get(label) {
             return Ok(store.clone());
         }
@@ -247,14 +267,15 @@ impl Opened {
                 let database = match self.files.get(&file) {
                     Some(database) => database.clone(),
                     None => {
-                        let database =
-                            file::Database::open(&file).map_err(|cause| failed(cause.to_string()))?;
+                        let database = file::Database::open(&file, DATABASE_MAX_BYTES)
+                            .map_err(|cause| failed(cause.to_string()))?;
                         self.files.insert(file, database.clone());
                         database
                     }
                 };
                 Arc::new(file::FileStore::new(database, label))
             }
+            StoreConfig::Resource(resource) => resources.key_value(resource, label)?,
             StoreConfig::Other { backend } => {
                 return Err(Error::KeyValueBackendUnsupported {
                     label: label.to_owned(),
@@ -280,17 +301,33 @@ impl Grant {
 }
 
 impl Checked {
-    pub(crate) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// What goes over a limit, and what the backend says.
+    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         check_key(key)?;
         self.store.get(key).await
     }
 
-    pub(crate) async fn set(&self, key: String, value: Vec<u8>) -> Result<(), StoreError> {
+    /// Sets a key, replacing the value it had.
+    ///
+    /// # Errors
+    /// What goes over a limit, and what the backend says.
+    pub async fn set(&self, key: String, value: Vec<u8>) -> Result<(), StoreError> {
         check_entry(&key, &value)?;
         self.store.set(key, value).await
     }
 
-    pub(crate) async fn delete(&self, key: String) -> Result<(), StoreError> {
+    /// Removes a key, if it is there.
+    ///
+    /// # Errors
+    /// What goes over a limit, and what the backend says.
+    pub async fn delete(&self, key: String) -> Result<(), StoreError> {
         check_key(&key)?;
         self.store.delete(key).await
     }
@@ -300,7 +337,11 @@ impl Checked {
         self.store.exists(key).await
     }
 
-    pub(crate) async fn keys(&self, after: Option<String>) -> Result<Vec<String>, StoreError> {
+    /// The next keys after `after`, at most [`PAGE_MAX_COUNT`]; fewer only at the end.
+    ///
+    /// # Errors
+    /// What goes over a limit, and what the backend says.
+    pub async fn keys(&self, after: Option<String>) -> Result<Vec<String>, StoreError> {
         self.store.keys(after).await
     }
 
@@ -326,7 +367,11 @@ impl Checked {
         self.store.get_many(keys).await
     }
 
-    pub(crate) async fn set_many(&self, entries: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
+    /// Sets keys, all or none.
+    ///
+    /// # Errors
+    /// What goes over a limit, and what the backend says.
+    pub async fn set_many(&self, entries: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
         check_count(entries.len())?;
         entries.iter().try_for_each(|(key, value)| check_entry(key, value))?;
         check_result(entries.iter().map(|(key, value)| key.len() + value.len()).sum())?;
@@ -403,4 +448,22 @@ fn check_result(total_bytes: usize) -> Result<(), StoreError> {
         return Err(StoreError(format!("the keys and values exceed the limit of {RESULT_MAX_BYTES} bytes")));
     }
     Ok(())
+}
+
+/// Opens a file that holds one store.
+pub(crate) fn open_file(
+    path: &Path,
+    max_bytes: u64,
+) -> Result<Arc<FileDatabase>, Box<dyn std::error::Error>> {
+    file::Database::open(path, max_bytes)
+}
+
+/// The one store of such a file: called the same whatever labels link to it.
+pub(crate) fn store_in(database: Arc<FileDatabase>) -> Arc<dyn Store> {
+    Arc::new(file::FileStore::new(database, DEFAULT_LABEL))
+}
+
+/// Whether a file that somebody brings is one of a store.
+pub(crate) fn check_file(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+    file::check(connection)
 }

@@ -130,7 +130,7 @@ proptest! {
     fn backends_behave_like_a_map(operations in prop::collection::vec(operation(), 1..40)) {
         let directory = TempDir::new().unwrap();
         let path = crate::sqlite::file::create(&directory.path().join("store.db")).unwrap();
-        let file = file::FileStore::new(file::Database::open(&path).unwrap(), "default");
+        let file = file::FileStore::new(file::Database::open(&path, u64::MAX).unwrap(), "default");
         let memory = MemoryStore::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut model = BTreeMap::new();

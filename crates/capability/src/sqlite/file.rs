@@ -80,9 +80,9 @@ pub(crate) fn set_write_ahead(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Makes commits durable and the database bounded; returns the bound in pages.
-pub(crate) fn set_durable(connection: &Connection) -> rusqlite::Result<u64> {
+pub(crate) fn set_durable(connection: &Connection, max_bytes: u64) -> rusqlite::Result<u64> {
     let page_bytes: u32 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-    let pages_count = DATABASE_MAX_BYTES / u64::from(page_bytes.max(512));
+    let pages_count = max_bytes.min(DATABASE_MAX_BYTES) / u64::from(page_bytes.max(512));
     set_durable_with(connection, pages_count)?;
     Ok(pages_count)
 }

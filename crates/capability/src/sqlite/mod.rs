@@ -37,6 +37,7 @@ use wasmtime::component::{ComponentType, Lift, Lower};
 
 pub(crate) use self::host::{State, add_to_linker};
 use crate::Error;
+use crate::resource::{Resource, Resources};
 
 /// Most bytes that one statement returns. The host holds them while the guest
 /// copies them. The same number as Spin's.
@@ -79,6 +80,8 @@ pub enum DatabaseConfig {
         /// Whether guests may open any file on this machine as a database.
         allow_attach_file: bool,
     },
+    /// A database that a platform keeps; see [`resource`](crate::resource).
+    Resource(Resource),
     /// A backend that this version does not have.
     Other {
         /// The `type` of the runtime configuration.
@@ -90,6 +93,7 @@ pub enum DatabaseConfig {
 pub struct Databases {
     configs: IndexMap<String, DatabaseConfig>,
     threads: Arc<Threads>,
+    resources: Arc<Resources>,
     opened: Mutex<Opened>,
 }
 
@@ -114,7 +118,7 @@ struct Link {
 }
 
 /// One database.
-struct Database {
+pub(crate) struct Database {
     location: Location,
     /// Keeps a database in memory from vanishing, and a file's write-ahead log
     /// from being folded into the file whenever the last guest leaves.
@@ -143,15 +147,20 @@ pub struct Threads {
 /// A value of SQL.
 #[derive(Clone, Debug, PartialEq, ComponentType, Lift, Lower)]
 #[component(variant)]
-pub(crate) enum Value {
+pub enum Value {
+    /// A whole number.
     #[component(name = "integer")]
     Integer(i64),
+    /// A number.
     #[component(name = "real")]
     Real(f64),
+    /// Text.
     #[component(name = "text")]
     Text(String),
+    /// Bytes.
     #[component(name = "blob")]
     Blob(Vec<u8>),
+    /// Nothing.
     #[component(name = "null")]
     Null,
 }
@@ -169,6 +178,17 @@ pub(crate) struct Row {
 pub(crate) struct QueryResult {
     columns: Vec<String>,
     rows: Vec<Row>,
+}
+
+/// A result for people.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    /// The names of its columns.
+    pub columns: Vec<String>,
+    /// Its rows.
+    pub rows: Vec<Vec<Value>>,
+    /// How many rows the statement changed.
+    pub changes_count: u64,
 }
 
 /// Why a call failed, as guests see it; the same in all versions.
@@ -200,7 +220,16 @@ impl Databases {
             path: state_dir.map(|dir| dir.join(DEFAULT_FILE_NAME)),
             allow_attach_file: false,
         });
-        Self { configs, threads, opened: Mutex::default() }
+        Self { configs, threads, resources: Arc::default(), opened: Mutex::default() }
+    }
+
+    /// Those that a platform keeps, by the labels of their links, and no others.
+    pub fn linked(resources: &Arc<Resources>, links: &IndexMap<String, Resource>) -> Self {
+        let configs = links
+            .iter()
+            .map(|(label, resource)| (label.clone(), DatabaseConfig::Resource(resource.clone())))
+            .collect();
+        Self { configs, threads: Arc::default(), resources: resources.clone(), opened: Mutex::default() }
     }
 
     /// The same, and opens all of them.
@@ -254,17 +283,28 @@ impl Databases {
             return Err(Error::SqliteDatabaseUnknown { label: label.to_owned(), known });
         };
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.open(label, config, &self.threads)
+        opened.open(label, config, &self.threads, &self.resources)
     }
 }
 
 impl Opened {
-    fn open(&mut self, label: &str, config: &DatabaseConfig, threads: &Arc<Threads>) -> Result<Link, Error> {
+    fn open(
+        &mut self,
+        label: &str,
+        config: &DatabaseConfig,
+        threads: &Arc<Threads>,
+        resources: &Resources,
+    ) -> Result<Link, Error> {
         if let Some(link) = self.by_label.get(label) {
             return Ok(link.clone());
         }
         let (path, allow_attach_file) = match config {
             DatabaseConfig::Spin { path, allow_attach_file } => (path, *allow_attach_file),
+            DatabaseConfig::Resource(resource) => {
+                let link = Link { database: resources.database(resource, label)?, allow_attach_file: false };
+                self.by_label.insert(label.to_owned(), link.clone());
+                return Ok(link);
+            }
             DatabaseConfig::Other { backend } => {
                 return Err(Error::SqliteBackendUnsupported {
                     label: label.to_owned(),
@@ -288,8 +328,8 @@ impl Opened {
         let database = match known {
             Some(database) => database,
             None => {
-                let database =
-                    Database::open(location, threads.clone()).map_err(|cause| failed(cause.to_string()))?;
+                let database = Database::open(location, file::DATABASE_MAX_BYTES, threads.clone())
+                    .map_err(|cause| failed(cause.to_string()))?;
                 let database = Arc::new(database);
                 if let Location::File(path) = &database.location {
                     self.files.insert(path.clone(), database.clone());
@@ -330,12 +370,12 @@ impl Location {
 }
 
 impl Database {
-    fn open(location: Location, threads: Arc<Threads>) -> rusqlite::Result<Self> {
+    fn open(location: Location, max_bytes: u64, threads: Arc<Threads>) -> rusqlite::Result<Self> {
         let anchor = open(&location, OpenFlags::empty())?;
         if let Location::File(_) = location {
             file::set_write_ahead(&anchor)?;
         }
-        let pages_max_count = file::set_durable(&anchor)?;
+        let pages_max_count = file::set_durable(&anchor, max_bytes)?;
         let write_turn = Arc::new(Semaphore::new(1));
         Ok(Self { location, anchor: Mutex::new(anchor), pages_max_count, write_turn, threads })
     }
@@ -360,4 +400,57 @@ fn open(location: &Location, flags: OpenFlags) -> rusqlite::Result<rusqlite::Con
             rusqlite::Connection::open_with_flags(uri, flags)
         }
     }
+}
+
+/// Opens the file of a database that a platform keeps.
+pub(crate) fn open_file(
+    path: &Path,
+    max_bytes: u64,
+    threads: &Arc<Threads>,
+) -> rusqlite::Result<Arc<Database>> {
+    Database::open(Location::File(path.to_owned()), max_bytes, threads.clone()).map(Arc::new)
+}
+
+/// A connection for statements that somebody sends whom we do not trust.
+pub(crate) fn connect(database: &Database) -> rusqlite::Result<rusqlite::Connection> {
+    let mut connection = database.connect(false)?;
+    let clock = Arc::new(guard::Clock::new());
+    guard::restrict(&mut connection, false, &Arc::default(), &clock)?;
+    clock.start(1);
+    Ok(connection)
+}
+
+/// Runs one statement as a guest would.
+pub(crate) async fn query(
+    database: Arc<Database>,
+    statement: String,
+    parameters: Vec<Value>,
+) -> Result<Table, Error> {
+    let connection = connection::Connection::new(Link { database, allow_attach_file: false });
+    match connection.execute(statement, parameters).await {
+        Ok(QueryResult { columns, rows }) => Ok(Table {
+            columns,
+            rows: rows.into_iter().map(|row| row.values).collect(),
+            changes_count: connection.changes_count(),
+        }),
+        Err(cause) => {
+            let cause = match cause {
+                SqlError::Io(cause) => cause,
+                SqlError::DatabaseFull => "the database is full".into(),
+                SqlError::NoSuchDatabase | SqlError::AccessDenied | SqlError::InvalidConnection => {
+                    "the database cannot be used".into()
+                }
+            };
+            Err(Error::SqliteExecute { label: "resource".into(), cause })
+        }
+    }
+}
+
+/// Whether a statement changes nothing.
+pub(crate) fn is_readonly(database: &Database, statement: &str) -> Result<bool, Error> {
+    let failed =
+        |cause: rusqlite::Error| Error::SqliteExecute { label: "resource".into(), cause: cause.to_string() };
+    let connection = connect(database).map_err(failed)?;
+    let prepared = connection.prepare(statement).map_err(failed)?;
+    Ok(prepared.readonly())
 }

@@ -99,9 +99,18 @@ pub enum Follow {
     Some(HashSet<String>),
 }
 
+/// Takes the lines of apps in the place of files.
+pub trait LogReceiver: std::fmt::Debug + Send + Sync + 'static {
+    /// Complete lines, each with its line feed. Called by the one thread that writes
+    /// logs, which must not be held up for long.
+    fn receive(&self, app: &str, component: &str, stream: StandardStream, lines: &[u8]);
+}
+
 /// What happens to the output of guests.
 #[derive(Clone, Debug, Default)]
 pub struct LogSettings {
+    /// Takes the lines of apps among many; then they are in no files.
+    pub receiver: Option<Arc<dyn LogReceiver>>,
     /// Where the log files go: `<component>_stdout.txt` and `_stderr.txt`.
     pub directory: Option<PathBuf>,
     /// Whether log files begin empty.
@@ -148,7 +157,12 @@ impl LogBudget {
     }
 }
 
+/// Who takes lines, and of which app and component they are.
+type Received = (Arc<dyn LogReceiver>, Box<str>, Box<str>);
+
 struct Sink {
+    /// Who takes the lines in the place of a file.
+    receiver: Option<Received>,
     queue: SyncSender<Message>,
     stream: StandardStream,
     path: Option<PathBuf>,
@@ -219,26 +233,30 @@ impl Logs {
             }
             None => None,
         };
-        Ok(self.sink_to(path, self.settings.follow.includes(component), component, stream))
+        Ok(self.sink_to(path, None, self.settings.follow.includes(component), component, stream))
     }
 
     /// Where the stream of a component of one app among many goes: a file in the app's
     /// own folder, which is made when there is something to write.
     pub fn sink_of(&self, app: &str, component: &str, stream: StandardStream) -> LogSink {
         let directory = self.settings.directory.as_ref().map(|directory| directory.join(file_name(app)));
-        let path = directory.map(|directory| log_path(&directory, component, stream));
+        let receiver = self.settings.receiver.clone();
+        let path =
+            directory.filter(|_| receiver.is_none()).map(|directory| log_path(&directory, component, stream));
+        let receiver = receiver.map(|receiver| (receiver, app.into(), component.into()));
         let is_followed = self.settings.follow.includes(app);
-        self.sink_to(path, is_followed, &format!("{app} {component}"), stream)
+        self.sink_to(path, receiver, is_followed, &format!("{app} {component}"), stream)
     }
 
     fn sink_to(
         &self,
         path: Option<PathBuf>,
+        receiver: Option<Received>,
         is_followed: bool,
         name: &str,
         stream: StandardStream,
     ) -> LogSink {
-        if path.is_none() && !is_followed {
+        if path.is_none() && receiver.is_none() && !is_followed {
             return LogSink::default();
         }
         let is_terminal = match stream {
@@ -246,6 +264,7 @@ impl Logs {
             StandardStream::Stderr => self.is_stderr_terminal,
         };
         let sink = Sink {
+            receiver,
             queue: self.queue.clone(),
             stream,
             path,
@@ -365,6 +384,9 @@ impl Writer {
     fn write(&mut self, sink: &Arc<Sink>, lines: &[u8]) {
         if let Some(file) = self.file(sink) {
             drop(file.write_all(lines));
+        }
+        if let Some((receiver, app, component)) = &sink.receiver {
+            receiver.receive(app, component, sink.stream, lines);
         }
         let Some(prefix) = &sink.prefix else { return };
         let prefixed = &mut self.prefixed;
@@ -654,7 +676,7 @@ mod tests {
 
     fn logs(directory: &std::path::Path, truncate: bool) -> Logs {
         let directory = Some(directory.to_owned());
-        Logs::new(LogSettings { directory, truncate, follow: Follow::None }).unwrap()
+        Logs::new(LogSettings { receiver: None, directory, truncate, follow: Follow::None }).unwrap()
     }
 
     fn stdout(logs: &Logs) -> LogSink {
@@ -670,6 +692,7 @@ mod tests {
         let (queue, messages) = sync_channel(queue_messages_count);
         let file = tempfile::NamedTempFile::new().unwrap();
         let sink = Sink {
+            receiver: None,
             queue,
             stream: StandardStream::Stdout,
             path: Some(file.path().to_owned()),

@@ -28,7 +28,7 @@ use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
 
-pub use logs::{Follow, LogBudget, LogSettings, LogSink, LogStream, Logs, StandardStream};
+pub use logs::{Follow, LogBudget, LogReceiver, LogSettings, LogSink, LogStream, Logs, StandardStream};
 
 use crate::{Error, Flavor, Host, RequestLimits, outbound};
 

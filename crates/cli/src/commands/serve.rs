@@ -6,7 +6,9 @@ use clap::Args;
 use wisp_capability::wasi::logs::Follow;
 use wisp_engine::EngineConfig;
 use wisp_manifest::{RuntimeConfig, model::Reuse};
-use wisp_node::{Admin, AppSettings, AppsDirectory, Budget, Node, NodeSettings, Runtime, RuntimeSettings};
+use wisp_node::{
+    Admin, Allowed, AppSettings, AppsDirectory, Budget, Node, NodeSettings, Runtime, RuntimeSettings,
+};
 use wisp_trigger::http::{AdmissionLimits, CommonsSettings, Listener, Server, ServerConfig};
 
 use super::common::{
@@ -18,19 +20,6 @@ use crate::{error::Error, output};
 /// Where state and logs lie below the folder of apps, unless it is said. Entries that
 /// begin with a dot are no apps.
 const OWN_DIR_NAME: &str = ".wisp";
-
-/// Mappings of one instance's slot in a pool, of which there are two.
-const MAPPINGS_PER_SLOT_COUNT: usize = 2 * 2;
-
-/// Mappings of the process for everything else: code, heaps, stacks of threads.
-const SPARE_MAPPINGS_COUNT: usize = 4_000;
-
-/// Mappings of an image: before its code, the code, after it.
-const MAPPINGS_PER_IMAGE_COUNT: usize = 3;
-
-/// Descriptors for everything but connections and images: logs, databases, outbound
-/// connections.
-const SPARE_DESCRIPTORS_COUNT: u64 = 1_024;
 
 /// Serve many apps in one process, each at its host name.
 ///
@@ -213,6 +202,8 @@ impl Serve {
                 rewinds: !self.engine.new_instances,
                 ..self.ceilings.engine()
             },
+            image_key: None,
+            log_receiver: None,
             image_dir: Some(match &self.engine.image_dir {
                 Some(folder) => folder.clone(),
                 None => user_cache_dir().join("wisp").join("images"),
@@ -251,6 +242,7 @@ impl Serve {
                     }),
                     ..AppSettings::default()
                 },
+                releases: None,
                 budget,
                 max_waiting_count: self.http.max_waiting_requests as usize,
                 max_wait: self.http.max_wait,
@@ -311,15 +303,9 @@ impl Serve {
 
     /// What may be mapped: what is asked for, as far as the operating system allows.
     fn budget(&self, max_descriptors_count: Option<u64>) -> Budget {
-        let connections_count = u64::from(self.http.max_connections);
-        let by_descriptors = max_descriptors_count.map_or(usize::MAX, |count| {
-            let rest = count.saturating_sub(connections_count + SPARE_DESCRIPTORS_COUNT);
-            usize::try_from(rest).unwrap_or(usize::MAX)
-        });
         let slots_count = (self.http.max_instances + SPARE_INSTANCES_COUNT) as usize;
-        let by_mappings = wisp_node::max_mappings_count()
-            .saturating_sub(slots_count * MAPPINGS_PER_SLOT_COUNT + SPARE_MAPPINGS_COUNT)
-            / MAPPINGS_PER_IMAGE_COUNT;
+        let Allowed { by_descriptors, by_mappings } =
+            Allowed::images(max_descriptors_count, self.http.max_connections, slots_count);
         let allowed_count = by_descriptors.min(by_mappings).max(1);
         let wanted_count = self.limits.max_mapped_apps.map_or(allowed_count, |count| count as usize);
         if wanted_count > allowed_count {

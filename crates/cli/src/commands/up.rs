@@ -263,6 +263,8 @@ impl Up {
                 debug_info: self.engine.debug_info,
                 ..self.limits.engine()
             },
+            image_key: None,
+            log_receiver: None,
             image_dir: (!self.engine.disable_cache).then(|| self.image_dir()),
             runtime_config,
             log_dir,

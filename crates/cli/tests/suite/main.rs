@@ -19,6 +19,7 @@
 
 mod accounting;
 mod cli;
+mod cloud;
 mod compiled_images;
 mod files_and_logs;
 mod guests;

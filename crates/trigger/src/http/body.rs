@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
 use wisp_engine::{Ledger, Usage};
 
-use super::{account::Outcome, component::Component, front::Observed, guest::Guest};
+use super::{HttpApp, account::Outcome, component::Component, front::Observed, guest::Guest};
 
 /// A guest that is handling a request, until it has nothing more to do.
 pub(super) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), GuestFailed>> + Send>>;
@@ -173,6 +173,14 @@ impl ResponseBody {
         Self::Full(Some(bytes.into()))
     }
 
+    /// Keeps the version of the app that answers until it has answered: whoever waits
+    /// for that looks at who has it.
+    pub(super) fn keep(&mut self, app: Arc<HttpApp>) {
+        if let Self::Running(body) = self {
+            body.kept = Some(app);
+        }
+    }
+
     /// For callers inside the process.
     pub(super) fn into_wasi(self) -> WasiBody {
         self.map_err(|error| match error {
@@ -247,6 +255,8 @@ pub(super) struct RunningBody {
     /// How much of a declared `content-length` is still to come.
     remaining_bytes: Option<u64>,
     tracker: TaskTracker,
+    /// The app, until its response was sent completely.
+    kept: Option<Arc<HttpApp>>,
 }
 
 impl RunningBody {
@@ -256,7 +266,7 @@ impl RunningBody {
         content_length: Option<u64>,
         tracker: TaskTracker,
     ) -> Self {
-        Self { guest: Some(guest), body: Some(body), remaining_bytes: content_length, tracker }
+        Self { guest: Some(guest), body: Some(body), remaining_bytes: content_length, tracker, kept: None }
     }
 
     /// The client needs nothing more: lets the guest finish, reading and dropping
@@ -270,6 +280,7 @@ impl RunningBody {
             body: self.body.take(),
             remaining_bytes: None,
             tracker: self.tracker.clone(),
+            kept: None,
         };
         self.tracker.spawn(async move {
             let finished = tokio::time::timeout(AFTER_RESPONSE_LIMIT, rest.finish()).await;

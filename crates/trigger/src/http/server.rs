@@ -353,7 +353,9 @@ async fn answer(
         Ok(app) => {
             let request =
                 request.map(|body| RequestBody::network(body, limits.max_bytes, limits.stall_timeout));
-            app.answer(request, connection, limits).await
+            let mut response = app.answer(request, connection, limits).await;
+            response.body_mut().keep(app);
+            response
         }
         Err(refusal) => refusal.response(),
     }

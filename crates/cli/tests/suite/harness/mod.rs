@@ -1,6 +1,7 @@
 //! Apps to test with: where their guests are, how they start and end, what they
 //! print.
 
+mod cloud;
 mod http1;
 mod http2;
 mod output;
@@ -24,6 +25,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 pub(crate) use self::{
+    cloud::{Cloud, Person, Running as RunningCloud, json_of, try_request},
     http1::{Connection, Response, query, seen_header},
     http2::{Client, body, channel, empty, runtime},
     output::Output,

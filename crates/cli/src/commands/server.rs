@@ -1,0 +1,105 @@
+//! `wisp server`: the cloud in one process.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+use wisp_server::{Facts, Flags, Server, Settings};
+
+use super::common::{parse_listen, stop_signal};
+use crate::{error::Error, output};
+
+/// Run a cloud: push apps to it with `wisp deploy`, reach each at its own host name.
+///
+/// Control plane, registry, node and listener in one process, and all that they keep in one
+/// folder. The first start prints a link to sign in with. Settings come from flags, then from
+/// `wisp.toml`, then from defaults.
+#[derive(Args)]
+pub(crate) struct ServerCommand {
+    /// The file of settings [default: `wisp.toml`, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Everything that the server keeps [default: `wisp-data` in the user's data folder].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Address and port for `http`; port 0 is any free one [default: 127.0.0.1:3000].
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+
+    /// Address and port for `https` [default: none].
+    #[arg(long, value_name = "ADDRESS")]
+    listen_tls: Option<String>,
+
+    /// The host of the API; apps are at `APP.TEAM.DOMAIN` [default: localhost].
+    #[arg(long, value_name = "HOST")]
+    domain: Option<String>,
+
+    /// Answer the operator here: health and metrics. There is no password, so choose an address
+    /// that only the operator reaches [default: nowhere].
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+
+    /// What teams may do: capabilities, destinations, limits (TOML).
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+
+    /// Print all settings with where each came from, and start nothing.
+    #[arg(long)]
+    print_config: bool,
+}
+
+impl ServerCommand {
+    pub(crate) fn run(&self) -> Result<(), Error> {
+        let settings = Settings::read(self.flags()?)?;
+        if self.print_config {
+            output::data(&settings.to_toml());
+            return Ok(());
+        }
+        let program = std::env::current_exe().map_err(Error::Start)?;
+        let server = Server::start(&settings, program)?;
+        announce(server.facts());
+        Ok(server.run(async {
+            stop_signal().await;
+        })?)
+    }
+
+    fn flags(&self) -> Result<Flags, Error> {
+        let address = |flag: &'static str, text: &Option<String>| -> Result<Option<SocketAddr>, Error> {
+            text.as_deref().map(|text| parse_listen(flag, text)).transpose()
+        };
+        Ok(Flags {
+            config: self.config.clone(),
+            data_dir: self.data_dir.clone(),
+            listen: address("--listen", &self.listen)?,
+            listen_tls: address("--listen-tls", &self.listen_tls)?,
+            domain: self.domain.clone(),
+            admin: address("--admin", &self.admin)?,
+            policy: self.policy.clone(),
+        })
+    }
+}
+
+/// Says where the server is, and on the first start how to go on.
+fn announce(facts: &Facts) {
+    let mut text = String::new();
+    for (scheme, address) in &facts.addresses {
+        text.push_str(&format!("Serving {scheme}://{address}\n"));
+    }
+    if let Some(admin) = facts.admin {
+        text.push_str(&format!("Admin http://{admin}\n"));
+    }
+    text.push_str(&format!("API {}\n", facts.url));
+    output::data(&text);
+    output::note(&format!("{} apps, kept in {}", facts.apps_count, facts.data_dir.display()));
+    if let Some(certificate) = &facts.local_authority {
+        output::note(&format!("browsers trust {}", certificate.display()));
+    }
+    if let Some(link) = &facts.sign_in_link {
+        output::note(&format!(
+            "nobody can sign in yet. Open this link once, within a day:\n\n  {link}\n\nthen:\n\n  \
+             wisp login {url}\n  wisp new http-rust hello && cd hello\n  wisp deploy --build\n",
+            url = facts.url
+        ));
+    }
+}

@@ -1,0 +1,424 @@
+//! The cloud in one process: `wisp server` and `wisp deploy`.
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Cloud, Connection, Person, RunningCloud, WAIT_LIMIT, finish, have, json_of, manifest_of, try_request,
+    wisp,
+};
+
+/// A guest that is small and has key-value stores and databases.
+const GUEST: &str = "rust-sdk5";
+
+/// How often the server is killed, unless `WISP_KILL_ROUNDS` says.
+const KILL_ROUNDS_COUNT: usize = 24;
+
+/// Clients that ask for an app all the time.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    answered_count: Arc<AtomicUsize>,
+    threads: Vec<thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    /// Asks for each of these hosts on a connection that stays, and on new ones.
+    fn start(running: &RunningCloud, hosts: &[String]) -> Self {
+        let (is_over, answered_count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads = hosts
+            .iter()
+            .flat_map(|host| [(host.clone(), true), (host.clone(), false)])
+            .map(|(host, stays)| {
+                let (is_over, answered_count) = (is_over.clone(), answered_count.clone());
+                let address = running.address;
+                thread::spawn(move || {
+                    let mut failed = Vec::new();
+                    let mut connection = None;
+                    while !is_over.load(Ordering::Relaxed) {
+                        let mut open = match connection.take() {
+                            Some(open) => open,
+                            None => match Connection::try_open(address) {
+                                Ok(open) => open,
+                                Err(error) => {
+                                    failed.push(format!("{host}: {error}"));
+                                    continue;
+                                }
+                            },
+                        };
+                        match open.try_request("GET", "/", &[("host", &host)], b"") {
+                            Ok(response) if response.status == 200 => {
+                                answered_count.fetch_add(1, Ordering::Relaxed);
+                                connection = stays.then_some(open);
+                            }
+                            Ok(response) => {
+                                failed.push(format!("{host}: {} {}", response.status, response.text()));
+                            }
+                            Err(error) => failed.push(format!("{host}: {error}")),
+                        }
+                    }
+                    failed
+                })
+            })
+            .collect();
+        Self { is_over, answered_count, threads }
+    }
+
+    /// Waits until so many more requests were answered.
+    fn go_on(&self, count: usize) {
+        let wanted = self.answered_count.load(Ordering::Relaxed) + count;
+        let end = Instant::now() + WAIT_LIMIT;
+        while self.answered_count.load(Ordering::Relaxed) < wanted {
+            assert!(Instant::now() < end, "requests are not answered any more");
+            thread::yield_now();
+        }
+    }
+
+    /// Ends it; every request has to have been answered.
+    fn end(self) -> usize {
+        self.is_over.store(true, Ordering::Relaxed);
+        let failed: Vec<String> =
+            self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert!(failed.is_empty(), "{} requests failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
+        self.answered_count.load(Ordering::Relaxed)
+    }
+}
+
+/// An app with a guest that has a variable, a store and a database.
+fn guest_manifest(version: &str) -> String {
+    manifest_of(GUEST, version, "key_value_stores = [\"default\"]\nsqlite_databases = [\"default\"]")
+}
+
+/// Sets variables and waits until they serve.
+fn configure(person: &Person, app: &str, set: &Value) -> Value {
+    let begun = person.of_team("PATCH", &format!("apps/{app}/variables"), Some(&json!({ "set": set })));
+    person.follow(&begun)
+}
+
+#[test]
+fn settings_say_where_they_come_from() {
+    let cloud = Cloud::new();
+    fs::write(cloud.path("wisp.toml"), "domain = \"file.example\"\n[compile]\ncpu_s = 7\n").unwrap();
+    let mut command = wisp();
+    command
+        .args(["server", "--print-config", "--listen", "127.0.0.1:0"])
+        .current_dir(cloud.path(""))
+        .env("HOME", cloud.path(""));
+    let finished = finish(command);
+    assert!(finished.status.success(), "{}", finished.stderr);
+    let line = |name: &str| finished.stdout.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(line("domain").ends_with("# wisp.toml") && line("domain").contains("file.example"));
+    assert!(line("listen =").ends_with("# --listen"));
+    assert!(line("max_connections").ends_with("# default"));
+    assert!(line("cpu_s").contains("= 7"));
+}
+
+#[test]
+fn from_the_first_start_to_apps_of_two_teams_and_back_after_a_restart() {
+    if !have(&[GUEST]) {
+        return;
+    }
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let shop = cloud.operator(&running, "shop");
+    let report = shop.deploy(&cloud.static_app("site", "hello"), &[]);
+    assert_eq!(report["release"], 1);
+    assert!(report["url"].as_str().unwrap().starts_with("http://site.shop.localhost"), "{report}");
+    assert_eq!(running.get(&shop.host("site"), "/").expect(), "hello");
+
+    // Another team has an app of the same name, and stores of its own.
+    let blog = shop.in_team("blog");
+    for (team, value) in [(&shop, "of the shop"), (&blog, "of the blog")] {
+        let folder = cloud.app(&format!("guest-{value}"), &guest_manifest("1"));
+        let report = team.deploy(&folder, &["--app", "guest"]);
+        let steps: Vec<&str> =
+            report["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+        for step in ["pack", "push", "plan", "compile", "provision", "check", "swap", "drain"] {
+            assert!(steps.contains(&step), "{steps:?}");
+        }
+        let path = format!("/kv/set?key=k&value={}", value.replace(' ', "%20"));
+        running.get(&team.host("guest"), &path).ok();
+    }
+    for (team, value) in [(&shop, "of the shop"), (&blog, "of the blog")] {
+        assert_eq!(running.get(&team.host("guest"), "/kv/get?key=k").ok(), value);
+    }
+    assert_eq!(running.get("guest.nobody.localhost", "/").status, 404);
+    assert!(running.get("localhost", "/api/v1/version").json()["version"].is_string());
+
+    // An app that is deployed once more without a change is quick.
+    let started = Instant::now();
+    let again = shop.deploy(&cloud.path("apps/guest-of the shop"), &["--app", "guest"]);
+    eprintln!("an unchanged app was deployed in {:?}: {again}", started.elapsed());
+    assert_eq!(again["release"], 2);
+    assert_eq!(
+        running.get(&shop.host("guest"), "/kv/get?key=k").ok(),
+        "of the shop",
+        "data outlives a release"
+    );
+
+    // What was asked of the app is in its log, by the id that the client was told.
+    let response = running.get(&shop.host("site"), "/some/page");
+    let id = response.header("x-request-id").unwrap().to_owned();
+    let log = shop.ask("GET", &format!("/api/v1/teams/shop/apps/site/logs?request={id}"), None);
+    assert!(log.text().contains("/some/page"), "{}", log.text());
+    let of_others = blog.ask("GET", &format!("/api/v1/teams/blog/apps/guest/logs?request={id}"), None);
+    assert!(!of_others.text().contains("/some/page"), "{}", of_others.text());
+
+    running.stop();
+    let running = cloud.start();
+    for (team, value) in [(&shop, "of the shop"), (&blog, "of the blog")] {
+        assert_eq!(running.get(&team.host("guest"), "/kv/get?key=k").ok(), value);
+    }
+    assert_eq!(running.get(&shop.host("site"), "/").expect(), "hello");
+    assert!(!running.stderr.text().contains("sign-in?code="), "there is somebody who can sign in");
+    running.stop();
+}
+
+#[test]
+fn changes_under_load_fail_no_request() {
+    if !have(&[GUEST]) {
+        return;
+    }
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.app("guest", &guest_manifest("1")), &["--app", "guest"]);
+    person.deploy(&cloud.static_app("site", "one"), &[]);
+    let load = Load::start(&running, &[person.host("guest"), person.host("site")]);
+    load.go_on(50);
+
+    person.deploy(&cloud.app("guest", &guest_manifest("2")), &["--app", "guest"]);
+    assert_eq!(running.get(&person.host("guest"), "/env").json()["VERSION"], "2");
+    load.go_on(50);
+    person.deploy(&cloud.static_app("site", "two"), &[]);
+    assert_eq!(running.get(&person.host("site"), "/").expect(), "two");
+    load.go_on(50);
+    for app in ["guest", "site"] {
+        let begun = person.of_team("POST", &format!("apps/{app}/rollback"), Some(&json!({})));
+        assert_eq!(person.follow(&begun)["progress"], "done");
+        load.go_on(50);
+    }
+    assert_eq!(running.get(&person.host("guest"), "/env").json()["VERSION"], "1");
+    assert_eq!(running.get(&person.host("site"), "/").expect(), "one");
+    let count = load.end();
+    assert!(count > 200, "{count}");
+    running.stop();
+}
+
+#[test]
+fn a_release_that_does_not_work_changes_nothing() {
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "works"), &[]);
+    let manifest = "spin_manifest_version = 2\n[application]\nname = \"site\"\n\
+                    [[trigger.http]]\nroute = \"/...\"\ncomponent = \"c\"\n\
+                    [component.c]\nsource = \"c.wasm\"\n";
+    let folder = cloud.app("broken", manifest);
+    fs::write(folder.join("c.wasm"), b"\0asm\x0d\0\x01\0nonsense").unwrap();
+    let refused = person.try_deploy(&folder, &[]);
+    assert!(!refused.status.success());
+    assert!(
+        refused.stderr.contains("WISP-E0202") && refused.stderr.contains("compile"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(running.get(&person.host("site"), "/").expect(), "works");
+    running.stop();
+}
+
+#[test]
+fn what_compiles_for_ever_or_eats_memory_ends_its_own_deploy_only() {
+    let cloud = Cloud::new();
+    fs::write(cloud.path("wisp.toml"), "[compile]\ncpu_s = 3\nmemory_bytes = 300_000_000\n").unwrap();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "works"), &[]);
+    let manifest = "spin_manifest_version = 2\n[application]\nname = \"bomb\"\n\
+                    [[trigger.http]]\nroute = \"/...\"\ncomponent = \"c\"\n\
+                    [component.c]\nsource = \"c.wasm\"\n";
+    let folder = cloud.app("bomb", manifest);
+    // One function of a million blocks: whatever the compiler does with it takes long.
+    let blocks =
+        "(if (local.get 0) (then (local.set 0 (i32.add (local.get 0) (local.get 1)))))".repeat(400_000);
+    let module = format!("(component (core module (func (export \"f\") (param i32 i32) {blocks})))");
+    fs::write(folder.join("c.wasm"), wat::parse_str(module).unwrap()).unwrap();
+    let load = Load::start(&running, &[person.host("site")]);
+    let refused = person.try_deploy(&folder, &[]);
+    assert!(!refused.status.success());
+    assert!(refused.stderr.contains("WISP-E1102"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint"), "{}", refused.stderr);
+    load.end();
+    running.stop();
+}
+
+#[test]
+fn a_server_killed_at_any_point_has_all_that_it_acknowledged_and_nothing_half_made() {
+    let rounds_count = match std::env::var("WISP_KILL_ROUNDS") {
+        Ok(count) => count.parse().unwrap(),
+        Err(_) => KILL_ROUNDS_COUNT,
+    };
+    let cloud = Cloud::new();
+    let mut running = cloud.start();
+    let mut person = cloud.operator(&running, "shop");
+    let apps = ["one", "two"];
+    for app in apps {
+        person.deploy(&cloud.static_app(app, &format!("{app} 0")), &[]);
+    }
+    // A store to write to, which nobody but this test uses.
+    let made = person.of_team("POST", "resources", Some(&json!({ "kind": "key-value", "name": "counters" })));
+    assert_eq!(made["name"], "counters");
+    let path = "/api/v1/teams/shop/key-value/counters/keys";
+    let mut written = 0_u64;
+    for round in 1..=rounds_count {
+        // What each writer was told before the server was gone.
+        let is_gone = Arc::new(AtomicBool::new(false));
+        let deploys: Vec<_> = apps
+            .iter()
+            .map(|app| {
+                let folder = cloud.static_app(app, &format!("{app} {round}"));
+                let (person, app) = (person.clone(), (*app).to_owned());
+                thread::spawn(move || {
+                    let finished = person.try_deploy(&folder, &["--app", &app]);
+                    finished.status.success()
+                })
+            })
+            .collect();
+        let writer = {
+            let (is_gone, address, token) = (is_gone.clone(), person.address(), person.token.clone());
+            thread::spawn(move || {
+                let mut acknowledged = written;
+                while !is_gone.load(Ordering::Relaxed) {
+                    let next = acknowledged + 1;
+                    let key = format!("{path}/k{next}");
+                    match try_request(address, Some(&token), "PUT", &key, Some(&json!(next))) {
+                        Some(response) if response.status < 300 => acknowledged = next,
+                        Some(response) => panic!("{}: {}", response.status, response.text()),
+                        None => {}
+                    }
+                }
+                acknowledged
+            })
+        };
+        // At another point of each round: from right away to after the deploys.
+        let moment = Duration::from_millis((round as u64 * 7_919) % 900);
+        let end = Instant::now() + moment;
+        while Instant::now() < end {
+            thread::yield_now();
+        }
+        running.kill();
+        is_gone.store(true, Ordering::Relaxed);
+        written = writer.join().unwrap();
+        let acknowledged: Vec<bool> = deploys.into_iter().map(|deploy| deploy.join().unwrap()).collect();
+
+        running = cloud.start();
+        person = person.at(&running);
+        if written > 0 {
+            let found = person.ask("GET", &format!("{path}/k{written}"), None);
+            assert_eq!(found.text(), written.to_string(), "round {round}: an acknowledged write is gone");
+        }
+        for (app, was_acknowledged) in apps.iter().zip(acknowledged) {
+            settle(&person, app);
+            let answer = running.get(&person.host(app), "/").expect();
+            let (of, number) = answer.split_once(' ').unwrap();
+            let number: usize = number.parse().unwrap();
+            assert_eq!(of, *app);
+            if was_acknowledged {
+                assert_eq!(number, round, "an acknowledged deploy of `{app}` is gone");
+            }
+            let details = person.of_team("GET", &format!("apps/{app}"), None);
+            let releases = person.of_team("GET", &format!("apps/{app}/releases?limit=500"), None);
+            let current: Vec<&Value> = releases["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|one| one["is_current"] == true)
+                .collect();
+            assert_eq!(current.len(), 1, "{releases}");
+            assert_eq!(current[0]["number"], details["release"]);
+            assert_eq!(current[0]["state"], "ready");
+        }
+    }
+    running.stop();
+    let scratch = fs::read_dir(cloud.path("data/scratch")).unwrap().count();
+    assert_eq!(scratch, 0, "what was half made is gone");
+}
+
+/// Waits until no operation of an app runs: a server that was killed goes on with it.
+fn settle(person: &Person, app: &str) {
+    let end = Instant::now() + WAIT_LIMIT;
+    loop {
+        let details = person.of_team("GET", &format!("apps/{app}"), None);
+        let Some(id) = details["operation"].as_str() else { return };
+        assert!(Instant::now() < end, "operation {id} of `{app}` does not end");
+        person.ask("GET", &format!("/api/v1/teams/shop/operations/{id}?wait_ms=2000"), None);
+    }
+}
+
+#[test]
+fn a_backup_made_under_load_has_what_was_acknowledged_before_it() {
+    if !have(&[GUEST]) {
+        return;
+    }
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.app("guest", &guest_manifest("1")), &["--app", "guest"]);
+    person.deploy(&cloud.static_app("site", "hello"), &[]);
+    running.get(&person.host("guest"), "/kv/set?key=before&value=yes").ok();
+    let load = Load::start(&running, &[person.host("guest"), person.host("site")]);
+    load.go_on(20);
+    let file = cloud.path("backup.tar");
+    let mut command = wisp();
+    command.arg("backup").arg(&file).arg("--data-dir").arg(cloud.path("data")).env("HOME", cloud.path(""));
+    let finished = finish(command);
+    assert!(finished.status.success(), "{}", finished.stderr);
+    load.end();
+    running.get(&person.host("guest"), "/kv/set?key=after&value=yes").ok();
+    running.stop();
+
+    let (data, address) = cloud.beside("restored");
+    let mut command = wisp();
+    command.arg("restore").arg(&file).arg("--data-dir").arg(&data).env("HOME", cloud.path(""));
+    let finished = finish(command);
+    assert!(finished.status.success(), "{}", finished.stderr);
+    let running = cloud.start_on(&data, address);
+    assert_eq!(running.get(&person.host("site"), "/").expect(), "hello");
+    assert_eq!(running.get(&person.host("guest"), "/kv/get?key=before").ok(), "yes");
+    assert_eq!(running.get(&person.host("guest"), "/kv/get?key=after").ok(), Value::Null);
+    let person = person.at(&running);
+    assert_eq!(
+        json_of(&person.ask("GET", "/api/v1/teams/shop/apps", None))["items"].as_array().unwrap().len(),
+        2
+    );
+    running.stop();
+}
+
+#[test]
+fn a_changed_variable_serves_without_a_build() {
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "hello"), &[]);
+    let load = Load::start(&running, &[person.host("site")]);
+    load.go_on(20);
+    let refused = person.ask(
+        "PATCH",
+        "/api/v1/teams/shop/apps/site/variables",
+        Some(&json!({ "set": { "colour": "red" } })),
+    );
+    if refused.status < 300 {
+        assert_eq!(configure(&person, "site", &json!({ "colour": "blue" }))["progress"], "done");
+    }
+    load.go_on(20);
+    load.end();
+    running.stop();
+}

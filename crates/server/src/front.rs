@@ -1,0 +1,125 @@
+//! Who answers a request: the platform itself, or an app; and what is kept of it.
+
+use std::{str::FromStr as _, sync::Arc};
+
+use axum::Router;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use tower::ServiceExt as _;
+use wisp_control::{LogRecord, Peer};
+use wisp_ingress::Door;
+use wisp_node::Node;
+use wisp_trigger::http::{Access, Arrival, Decision, Front, Observer, Service, ServiceBody, host_name};
+
+use crate::{LogStore, log_store::now_ms};
+
+/// How much of a request's address is kept in a record.
+const TARGET_BYTES: usize = 2 << 10;
+
+/// Stands before the apps.
+pub(crate) struct Entrance {
+    /// The host of the platform itself.
+    pub(crate) domain: String,
+    pub(crate) door: Door,
+    pub(crate) api: Arc<Api>,
+}
+
+/// The API and the registry, on threads of their own: those of connections run guests.
+pub(crate) struct Api {
+    pub(crate) router: Router,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// Keeps a record of each request to an app.
+pub(crate) struct Records {
+    pub(crate) node: Arc<Node>,
+    pub(crate) logs: Arc<LogStore>,
+}
+
+impl Front for Entrance {
+    fn decide(&self, request: &Request<Incoming>, arrival: &Arrival) -> Decision {
+        let host = host_name(request.uri(), request.headers());
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        if let Some(answer) = self.door.answer(arrival.is_tls, host, path) {
+            return Decision::Answer(Box::new(answer));
+        }
+        let is_own = host.is_some_and(|host| {
+            let host = host.strip_suffix(b".").unwrap_or(host);
+            host.eq_ignore_ascii_case(self.domain.as_bytes()) || is_address(host)
+        });
+        if is_own { Decision::Service(self.api.clone()) } else { Decision::App }
+    }
+}
+
+/// Whether a host is an address: no app has one.
+fn is_address(host: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(host) else { return false };
+    let text = text.trim_start_matches('[').trim_end_matches(']');
+    // Names of hosts begin with letters mostly, and are never parsed.
+    text.starts_with(|first: char| first.is_ascii_hexdigit() || first == ':')
+        && std::net::IpAddr::from_str(text).is_ok()
+}
+
+impl Service for Api {
+    fn call(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> BoxFuture<'static, Response<ServiceBody>> {
+        let router = self.router.clone();
+        request.extensions_mut().insert(Peer(arrival.client));
+        // What was begun is brought to its end, also when the client goes away.
+        let answering = self.runtime.spawn(router.oneshot(request.map(axum::body::Body::new)));
+        Box::pin(async move {
+            match answering.await {
+                Ok(Ok(response)) => response.map(|body| body.map_err(Into::into).boxed_unsync()),
+                Ok(Err(never)) => match never {},
+                Err(error) => {
+                    tracing::error!("a request to the API ended early: {error}");
+                    failure()
+                }
+            }
+        })
+    }
+}
+
+fn failure() -> Response<ServiceBody> {
+    let body = Full::new(Bytes::from_static(b"the server failed\n"));
+    let mut response = Response::new(body.map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response
+}
+
+impl Observer for Records {
+    fn observe(&self, access: Access) {
+        let Some(app) = access.host.as_deref().and_then(|host| self.node.app_at(host)) else { return };
+        let target = access.uri.path_and_query().map_or("/", |path| path.as_str());
+        let target = &target[..target.floor_char_boundary(TARGET_BYTES)];
+        let duration_us = u64::try_from(access.duration.as_micros()).unwrap_or(u64::MAX);
+        let mut fields = serde_json::Map::new();
+        fields.insert("method".into(), access.method.as_str().into());
+        fields.insert("path".into(), target.into());
+        fields.insert("status".into(), access.status.as_u16().into());
+        fields.insert("duration_us".into(), duration_us.into());
+        fields.insert("response_bytes".into(), access.response_bytes.into());
+        fields.insert("client".into(), access.arrival.client.ip().to_string().into());
+        if !access.is_complete {
+            fields.insert("is_complete".into(), false.into());
+        }
+        let status = access.status.as_u16();
+        let ms = access.duration.as_secs_f64() * 1_000.0;
+        let text = format!("{} {target} {status} {ms:.1} ms", access.method);
+        let record = LogRecord {
+            at_ms: now_ms(),
+            stream: "request".into(),
+            component: None,
+            request: Some(access.id.to_string()),
+            text,
+            fields,
+        };
+        self.logs.add(&app, record);
+    }
+}
