@@ -35,6 +35,9 @@ const LOOK: Duration = Duration::from_millis(5);
 /// The longest report that is read.
 const REPORT_BYTES: u64 = 64 << 10;
 
+/// How much longer than its CPU time the process may go on.
+const CPU_GRACE_S: u64 = 5;
+
 /// How far behind all others the process stands.
 const NICENESS: i32 = 19;
 
@@ -243,13 +246,14 @@ pub fn compile_image(
     source_bytes: u64,
 ) -> Result<String, Error> {
     let process = |error: rustix::io::Errno| Error::CompileProcess { cause: error.into() };
-    let limit = |resource, value: u64| {
-        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) }).map_err(process)
+    let limit = |resource, current: u64, maximum: u64| {
+        setrlimit(resource, Rlimit { current: Some(current), maximum: Some(maximum) }).map_err(process)
     };
-    limit(Resource::Cpu, cpu_time.as_secs())?;
+    // At the first the signal says why it ends; at the second it ends in any case.
+    limit(Resource::Cpu, cpu_time.as_secs(), cpu_time.as_secs() + CPU_GRACE_S)?;
     // What is written to, not address space: the engine reserves much more than it uses.
-    limit(Resource::Data, memory_bytes)?;
-    limit(Resource::Core, 0)?;
+    limit(Resource::Data, memory_bytes, memory_bytes)?;
+    limit(Resource::Core, 0, 0)?;
     // If it is refused, the process is merely less polite.
     let _ = rustix::process::nice(NICENESS);
     // Whoever started it bounds the time on the clock.
@@ -260,9 +264,19 @@ pub fn compile_image(
     };
     let report = match wisp_engine::compile_file(&config, source, folder) {
         Ok(image) => Report::Image(image),
+        // A compiler that gets no memory aborts in some places and panics in others.
+        Err(wisp_engine::Error::Compile { .. }) if peak_bytes() > memory_bytes / 2 => std::process::abort(),
         Err(error) => {
             Report::Refused { code: error.code().into(), message: error.to_string(), hint: error.hint() }
         }
     };
     serde_json::to_string(&report).map_err(|error| Error::CompileProcess { cause: error.into() })
+}
+
+/// The most memory of this process that was resident.
+fn peak_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map_or(0, |kib| kib << 10)
 }

@@ -17,7 +17,6 @@ use super::{Connection, Finished, Output, Response, START_LIMIT, WAIT_LIMIT, fin
 pub(crate) struct Cloud {
     folder: TempDir,
     address: SocketAddr,
-    arguments: Vec<String>,
 }
 
 /// A `wisp server` that is running. Ends with the test, whatever happens.
@@ -43,12 +42,7 @@ impl Cloud {
         let folder = tempfile::Builder::new().prefix("wisp-cloud-").tempdir().unwrap();
         // The same one after each restart.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Self { folder, address, arguments: Vec::new() }
-    }
-
-    pub(crate) fn arguments(mut self, arguments: &[&str]) -> Self {
-        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-        self
+        Self { folder, address }
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {
@@ -73,7 +67,6 @@ impl Cloud {
             .args(["--listen", &address.to_string()])
             .arg("--data-dir")
             .arg(data)
-            .args(&self.arguments)
             .current_dir(self.folder.path())
             .env("HOME", self.folder.path())
             .stdin(Stdio::null())
