@@ -441,9 +441,11 @@ impl Control {
     pub(crate) async fn deployment(&self, parts: DeploymentParts) -> Result<Deployment> {
         let team = parts.app.team_id;
         let mut variables = std::collections::BTreeMap::new();
+        let declared = &parts.description.variables;
         for variable in parts.variables {
             let value = self.open_variable(team, &variable).await?;
-            let is_secret = variable.is_secret;
+            let is_declared = |name: &str| declared.iter().any(|one| one.name == name && one.is_secret);
+            let is_secret = variable.is_secret || is_declared(&variable.name);
             variables.insert(variable.name, VariableValue { value: value.into(), is_secret });
         }
         let mut hosts = vec![self.host_of(&parts.app.team, &parts.app.name)?];

@@ -201,8 +201,6 @@ pub enum OperationKind {
     Configure,
     /// Goes back to an earlier release.
     Rollback,
-    /// Tells the machine that hosts, links or grants have changed.
-    Refresh,
     /// Removes an app.
     Remove,
 }

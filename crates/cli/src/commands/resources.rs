@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use futures::StreamExt as _;
 use reqwest::Method;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wisp_control::model::{Link, ResourceSummary};
 
 use crate::{
@@ -14,6 +14,9 @@ use crate::{
     error::Error,
     output,
 };
+
+/// How much of a file is sent at once.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Key-value stores and databases of a team, and which apps have them.
 #[derive(Args)]
@@ -204,10 +207,19 @@ impl Resources {
             Command::Export { kind, name, file } => export(client, *kind, name, file).await?,
             Command::Import { kind, name, file, yes } => {
                 confirm(&format!("replace all data of {name}?"), *yes)?;
-                let data =
-                    tokio::fs::read(file).await.map_err(|cause| Error::Read { path: file.clone(), cause })?;
+                let data = tokio::fs::File::open(file)
+                    .await
+                    .map_err(|cause| Error::Read { path: file.clone(), cause })?;
+                let pieces = futures::stream::try_unfold(data, async |mut data| {
+                    let mut piece = vec![0; PIECE_BYTES];
+                    let length_bytes = data.read(&mut piece).await?;
+                    piece.truncate(length_bytes);
+                    Ok::<_, std::io::Error>((length_bytes > 0).then_some((piece, data)))
+                });
                 let url = client.at_team(&["resources", kind.as_str(), name, "data"]).await?;
-                client.finish(client.request(Method::PUT, url).body(data)).await?;
+                client
+                    .finish(client.request(Method::PUT, url).body(reqwest::Body::wrap_stream(pieces)))
+                    .await?;
                 output::note(&format!("{name} holds what is in {}", file.display()));
             }
             Command::Remove { kind, name, yes } => {

@@ -418,9 +418,19 @@ async fn change(
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
     let current = control.state.release(app.key.id, current).await?;
+    let description = current.description.unwrap_or_default();
+    let is_declared = |name: &&String| {
+        description.variables.iter().any(|variable| variable.name == **name && variable.is_secret)
+    };
+    if let Some(name) = body.set.keys().find(is_declared).filter(|_| !is_secret) {
+        return Err(Error::Conflict {
+            message: format!("the manifest calls `{name}` a secret"),
+            hint: Some("set it with `wisp secrets`".to_owned()),
+        });
+    }
     let release = NewRelease {
         image: current.image,
-        description: current.description.unwrap_or_default(),
+        description,
         note: Some(detail.clone()),
         variables: Some(variables),
     };

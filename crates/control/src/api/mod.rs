@@ -93,6 +93,7 @@ fn routes_of() -> OpenApiRouter<Shared> {
         .routes(routes!(pages::device_page, pages::submit_device))
         .routes(routes!(people::list_users, people::invite_user))
         .routes(routes!(people::remove_user))
+        .routes(routes!(people::own_link))
         .routes(routes!(people::list_teams, people::create_team))
         .routes(routes!(people::get_team, people::remove_team))
         .routes(routes!(people::list_members))

@@ -22,6 +22,9 @@ use crate::{
 /// How long an invitation works.
 const INVITATION_LIFE_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
+/// How long a link to sign in oneself works.
+const OWN_LINK_LIFE_MS: u64 = 15 * 60 * 1_000;
+
 /// How long a token holds, unless it is said.
 const DEFAULT_TOKEN_LIFE_SECONDS: u64 = 90 * 24 * 60 * 60;
 
@@ -151,6 +154,24 @@ pub(super) async fn invite_user(
         expires_ms,
     };
     invite(&control, &operator.caller, invitation).await
+}
+
+/// A link that signs you in elsewhere, such as in a browser
+#[utoipa::path(post, path = "/api/v1/sign-in-link", tag = "sign-in",
+    responses((status = 201, body = Invitation), Refused))]
+pub(super) async fn own_link(
+    State(control): State<Shared>,
+    person: Person,
+) -> Result<(StatusCode, Answer<Invitation>)> {
+    let invitation = |hash, _| NewInvitation {
+        hash,
+        user: Some(person.id),
+        team: None,
+        role: Role::Viewer,
+        is_operator: false,
+        expires_ms: now_ms().saturating_add(OWN_LINK_LIFE_MS),
+    };
+    invite(&control, &person.caller, invitation).await
 }
 
 /// Remove a person and their tokens
@@ -398,8 +419,10 @@ async fn invite(
     invitation: impl FnOnce([u8; 32], u64) -> NewInvitation,
 ) -> Result<(StatusCode, Answer<Invitation>)> {
     let code = credential::random_hex()?;
-    let expires_ms = now_ms().saturating_add(INVITATION_LIFE_MS);
-    control.state.invite(Actor::from(caller), invitation(credential::hash(&code), expires_ms)).await?;
+    let usual_ms = now_ms().saturating_add(INVITATION_LIFE_MS);
+    let invitation = invitation(credential::hash(&code), usual_ms);
+    let expires_ms = invitation.expires_ms;
+    control.state.invite(Actor::from(caller), invitation).await?;
     Ok((StatusCode::CREATED, Answer(Invitation { link: control.link(&code), expires_ms })))
 }
 

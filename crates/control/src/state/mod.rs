@@ -62,6 +62,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Statements that a connection keeps prepared: about all there are.
 const STATEMENTS_COUNT: usize = 128;
 
+/// Entries of the audit log that are kept of a team: years of a busy one.
+const KEPT_AUDIT_COUNT: i64 = 100_000;
+
+/// After how many entries the log is swept, so that not every write looks for old ones.
+const AUDIT_SWEEP_INTERVAL: i64 = 1_024;
+
 /// A write: runs in a transaction, and answers after the commit.
 type Job = Box<dyn FnOnce(&Connection) -> Answer + Send>;
 
@@ -331,6 +337,14 @@ fn record(
         subject,
         detail,
     ])?;
+    let number = db.last_insert_rowid();
+    if number % AUDIT_SWEEP_INTERVAL == 0 {
+        db.prepare_cached(
+            "DELETE FROM audit WHERE team_id IS ?1 AND number <=
+             (SELECT number FROM audit WHERE team_id IS ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+        )?
+        .execute(rusqlite::params![team.map(|team| sql_int(team.0)), KEPT_AUDIT_COUNT])?;
+    }
     Ok(())
 }
 
@@ -357,4 +371,78 @@ fn is_taken(error: &rusqlite::Error) -> bool {
         error.sqlite_error().map(|error| error.extended_code),
         Some(rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    async fn open() -> (tempfile::TempDir, State) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(&folder.path().join("state.db")).await.unwrap();
+        (folder, state)
+    }
+
+    /// Notes something, or fails after having noted it.
+    async fn note(state: &State, subject: usize, fails: bool) -> Result<()> {
+        state
+            .write(move |db| {
+                record(db, &Actor::itself(), None, "test", &subject.to_string(), None)?;
+                match fails {
+                    true => Err(Error::invalid("on purpose")),
+                    false => Ok(()),
+                }
+            })
+            .await
+    }
+
+    async fn noted(state: &State) -> Vec<usize> {
+        let entries = state.audit(None, None, 10_000).await.unwrap();
+        let mut subjects: Vec<usize> =
+            entries.into_iter().map(|entry| entry.subject.parse().unwrap()).collect();
+        subjects.sort_unstable();
+        subjects
+    }
+
+    #[tokio::test]
+    async fn writes_of_one_batch_fail_alone() {
+        let (folder, state) = open().await;
+        let writes = (0..500).map(|subject| note(&state, subject, subject % 3 == 0));
+        let results = futures::future::join_all(writes).await;
+        for (subject, result) in results.iter().enumerate() {
+            assert_eq!(result.is_ok(), subject % 3 != 0);
+        }
+        let expected: Vec<usize> = (0..500).filter(|subject| subject % 3 != 0).collect();
+        assert_eq!(noted(&state).await, expected);
+        // What was acknowledged is there for whoever opens the file, although nobody closed it.
+        let other = State::open(&folder.path().join("state.db")).await.unwrap();
+        assert_eq!(noted(&other).await, expected);
+    }
+
+    #[tokio::test]
+    async fn readers_see_one_moment() {
+        let (_folder, state) = open().await;
+        note(&state, 1, false).await.unwrap();
+        let count = |db: &Connection| -> Result<i64> {
+            Ok(db.query_row("SELECT count(*) FROM audit", [], |row| row.get(0))?)
+        };
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let reader = state.read(move |db| {
+            let first = count(db)?;
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            Ok((first, count(db)?))
+        });
+        let writer = async {
+            tokio::task::spawn_blocking(move || has_begun.recv().unwrap()).await.unwrap();
+            note(&state, 2, false).await.unwrap();
+            go_on.send(()).unwrap();
+        };
+        let (read, ()) = futures::future::join(reader, writer).await;
+        assert_eq!(read.unwrap(), (1, 1));
+        assert_eq!(noted(&state).await, [1, 2]);
+    }
 }

@@ -416,11 +416,10 @@ fn operation_row(row: &Row<'_>) -> rusqlite::Result<OperationRow> {
     })
 }
 
-const KINDS: [(OperationKind, &str); 5] = [
+const KINDS: [(OperationKind, &str); 4] = [
     (OperationKind::Deploy, "deploy"),
     (OperationKind::Configure, "configure"),
     (OperationKind::Rollback, "rollback"),
-    (OperationKind::Refresh, "refresh"),
     (OperationKind::Remove, "remove"),
 ];
 

@@ -74,6 +74,7 @@ async fn a_failure_leaves_what_serves_and_says_where_and_why() {
 async fn what_was_begun_goes_on_after_the_process_ended() {
     for call in ["compile", "provision", "migrate", "check", "apply", "drain"] {
         let (world, alice) = world().await;
+        world.machine.calls.lock().unwrap().clear();
         *world.machine.stops_in.lock().unwrap() = Some(call);
         let image = world.push("shop", "web", 2);
         let path = format!("{APP}/releases");
@@ -228,6 +229,31 @@ async fn variables_that_are_required_come_first() {
     assert_eq!(world.wait(&alice, "shop", &operation).await["progress"], "done");
     let serving = world.machine.serving.lock().unwrap().get(&AppId(1)).unwrap().clone();
     assert_eq!(&*serving.variables["key"].value, "value");
+}
+
+#[tokio::test]
+async fn what_the_manifest_calls_secret_is_one() {
+    let world = World::new().await;
+    let alice = world.operator("shop").await;
+    world.post("/api/v1/teams/shop/apps", &alice, json!({ "name": "web" })).await.ok();
+    // Nobody could know before the first deploy.
+    let change = json!({ "set": { "key": SECRET } });
+    let variables = format!("{APP}/variables");
+    world.ask(Method::PATCH, &variables, Some(&alice), Some(&change)).await.ok();
+    let manifest =
+        MANIFEST.replace("[[trigger", "[variables]\nkey = { required = true, secret = true }\n[[trigger");
+    let image = world.push_manifest("shop", "web", 1, &manifest);
+    let path = format!("{APP}/releases");
+    let operation = world.post(&path, &alice, json!({ "image": image })).await.ok().json();
+    assert_eq!(world.wait(&alice, "shop", &operation).await["progress"], "done");
+    let serving = world.machine.serving.lock().unwrap().get(&AppId(1)).unwrap().clone();
+    assert!(serving.variables["key"].is_secret);
+    let refused = world.ask(Method::PATCH, &variables, Some(&alice), Some(&change)).await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    let path = format!("{APP}/secrets");
+    let operation = world.ask(Method::PATCH, &path, Some(&alice), Some(&change)).await.ok().json();
+    world.wait(&alice, "shop", &operation).await;
+    assert!(!world.get(&variables, &alice).await.ok().text().contains(SECRET));
 }
 
 #[tokio::test]

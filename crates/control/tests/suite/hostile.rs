@@ -31,7 +31,7 @@ const PUBLIC: [&str; 10] = [
 const ABOUT_ONESELF: [&str; 2] = ["list_teams", "whoami"];
 
 /// What a person may do with their own tokens.
-const ONES_OWN: [&str; 3] = ["create_token", "list_tokens", "remove_token"];
+const ONES_OWN: [&str; 4] = ["create_token", "list_tokens", "own_link", "remove_token"];
 
 /// What a viewer may do in the team.
 const VIEWER_MAY: [&str; 15] = [

@@ -26,6 +26,16 @@ async fn the_first_link_works_once() {
 }
 
 #[tokio::test]
+async fn a_link_of_ones_own_signs_in_elsewhere() {
+    let world = World::new().await;
+    let alice = world.operator("shop").await;
+    let link = world.post("/api/v1/sign-in-link", &alice, json!({})).await.ok().json();
+    let elsewhere = world.sign_in(link["link"].as_str().unwrap(), json!({})).await;
+    assert_ne!(elsewhere, alice);
+    assert_eq!(world.get("/api/v1/whoami", &elsewhere).await.ok().json()["user"], "alice");
+}
+
+#[tokio::test]
 async fn a_machine_signs_in_by_a_code_that_somebody_confirms() {
     let world = World::new().await;
     let link = world.control.sign_in_link().await.unwrap().unwrap();
