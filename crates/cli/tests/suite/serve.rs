@@ -79,6 +79,46 @@ fn apps_come_and_go_and_change_while_others_run() {
     assert_eq!(serving.health()["counts"]["registered"], 1);
 }
 
+/// Makes a version of an image, as a release is.
+fn unpacked_version(apps: &Apps, name: &str, manifest: &str) {
+    let source = apps.version(&format!("source-of-{name}"), manifest);
+    let app = wisp_manifest::App::read(&source, None).unwrap().value;
+    let image = wisp_image::pack(&app, &wisp_image::PackOptions::default()).unwrap();
+    let blobs = wisp_image::Blobs::open(&apps.path("blobs")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        image.put(&blobs).await.unwrap();
+        wisp_image::unpack(&blobs, &image.digest, &apps.path("versions").join(name)).await.unwrap();
+    });
+    fs::remove_dir_all(source).unwrap();
+}
+
+#[test]
+fn an_unpacked_image_is_an_app_like_any_other() {
+    let apps = Apps::new();
+    apps.version("v1", &static_manifest("v1"));
+    unpacked_version(&apps, "v2", &static_manifest("v2"));
+    assert!(!apps.path("versions/v2/spin.toml").exists());
+    apps.link("linked.example", "v1");
+    let serving = apps.serve(&[]);
+    assert_eq!(serving.get("linked.example", "/").expect(), "v1");
+    apps.link("linked.example", "v2");
+    serving.wait_until("v2", |serving| serving.get("linked.example", "/").text() == "v2");
+    assert_eq!(serving.admin("POST", "/apps/linked.example/rollback").status, 200);
+    assert_eq!(serving.get("linked.example", "/").expect(), "v1");
+    if !have(&[GUEST]) {
+        return;
+    }
+    let files = "files = [{ source = \"static\", destination = \"/\" }]";
+    fs::create_dir_all(apps.path("versions/source-of-v3/static")).unwrap();
+    fs::write(apps.path("versions/source-of-v3/static/a.txt"), "from the image").unwrap();
+    unpacked_version(&apps, "v3", &manifest_of(GUEST, "3", files));
+    apps.link("guest.example", "v3");
+    serving.wait_until("v3", |serving| serving.get("guest.example", "/env").status == 200);
+    assert_eq!(serving.version("guest.example"), "3");
+    assert_eq!(serving.get("guest.example", "/file?path=/a.txt").ok(), "from the image");
+}
+
 #[test]
 fn a_broken_app_harms_no_other() {
     if !have(&[GUEST]) {
