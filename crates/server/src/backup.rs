@@ -36,7 +36,7 @@ const FORMAT: u32 = 1;
 const HEADER_BYTES: u64 = 64 << 10;
 
 /// Folders and files that are not in a backup: they are made again, or are of one process.
-const LEFT_OUT: [&str; 4] = ["releases", "logs", "scratch", "handover.sock"];
+const LEFT_OUT: [&str; 5] = ["releases", "logs", "access", "scratch", "lock"];
 
 /// What a backup says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tower::ServiceExt as _;
 use wisp_control::{LogRecord, Peer};
-use wisp_ingress::Door;
+use wisp_ingress::{AccessLog, Door, Line, RateLimits, TooMany};
 use wisp_node::Node;
 use wisp_trigger::http::{Access, Arrival, Decision, Front, Observer, Service, ServiceBody, host_name};
 
@@ -24,6 +24,7 @@ pub(crate) struct Entrance {
     /// The host of the platform itself.
     pub(crate) domain: String,
     pub(crate) door: Door,
+    pub(crate) rates: Arc<RateLimits>,
     pub(crate) api: Arc<Api>,
 }
 
@@ -37,6 +38,7 @@ pub(crate) struct Api {
 pub(crate) struct Records {
     pub(crate) node: Arc<Node>,
     pub(crate) logs: Arc<LogStore>,
+    pub(crate) access_log: AccessLog,
 }
 
 impl Front for Entrance {
@@ -50,7 +52,26 @@ impl Front for Entrance {
             let host = host.strip_suffix(b".").unwrap_or(host);
             host.eq_ignore_ascii_case(self.domain.as_bytes()) || is_address(host)
         });
-        if is_own { Decision::Service(self.api.clone()) } else { Decision::App }
+        if is_own {
+            return Decision::Service(self.api.clone());
+        }
+        match host.map(|host| self.take(host)) {
+            Some(Err(too_many)) => Decision::Answer(Box::new(too_many.response())),
+            _ => Decision::App,
+        }
+    }
+}
+
+impl Entrance {
+    /// Counts a request to a host for its app and its team.
+    fn take(&self, host: &[u8]) -> Result<(), TooMany> {
+        let Ok(text) = std::str::from_utf8(host) else { return Ok(()) };
+        let text = text.strip_suffix('.').unwrap_or(text);
+        if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            self.rates.take(&text.to_ascii_lowercase())
+        } else {
+            self.rates.take(text)
+        }
     }
 }
 
@@ -95,8 +116,22 @@ fn failure() -> Response<ServiceBody> {
 
 impl Observer for Records {
     fn observe(&self, access: Access) {
+        self.access_log.write(Line {
+            time: std::time::SystemTime::now(),
+            request_id: access.id.to_string(),
+            client: access.arrival.client.ip(),
+            is_tls: access.arrival.is_tls,
+            host: access.host.clone(),
+            method: access.method.clone(),
+            path: access.uri.path().to_owned(),
+            status: access.status.as_u16(),
+            response_bytes: access.response_bytes,
+            duration: access.duration,
+            is_complete: access.is_complete,
+        });
         let Some(app) = access.host.as_deref().and_then(|host| self.node.app_at(host)) else { return };
-        let target = access.uri.path_and_query().map_or("/", |path| path.as_str());
+        // What follows a `?` is not kept: people put secrets there.
+        let target = access.uri.path();
         let target = &target[..target.floor_char_boundary(TARGET_BYTES)];
         let duration_us = u64::try_from(access.duration.as_micros()).unwrap_or(u64::MAX);
         let mut fields = serde_json::Map::new();

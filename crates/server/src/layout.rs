@@ -83,6 +83,16 @@ impl DataDirectory {
         self.path.join("logs")
     }
 
+    /// Who asked for what, of all hosts.
+    pub fn access_log(&self) -> PathBuf {
+        self.path.join("access")
+    }
+
+    /// Certificates that were obtained from an authority.
+    pub fn certificates(&self) -> PathBuf {
+        self.path.join("certificates")
+    }
+
     /// Keys.
     pub fn keys(&self) -> PathBuf {
         self.path.join("keys")

@@ -41,6 +41,6 @@ pub use error::Error;
 pub use images::Images;
 pub use layout::DataDirectory;
 pub use log_store::{LogLimits, LogStore};
-pub use platform::{Descriptions, Machine};
+pub use platform::{Descriptions, Machine, Rates};
 pub use server::{Facts, Server};
 pub use settings::{Flags, Origin, SETTINGS_FILE_NAME, Setting, Settings};

@@ -33,7 +33,7 @@ use wisp_control::{
     names::{AppId, Digest, ReleaseNumber},
 };
 use wisp_engine::Engine;
-use wisp_ingress::{Resolver as _, SystemResolver};
+use wisp_ingress::{Rate, RateLimits, Resolver as _, SystemResolver};
 use wisp_manifest::{App, id::VariableName, model::Source};
 use wisp_node::{
     Change as NodeChange, ChangeKind as NodeChangeKind, HostName, Node, Release, ReleaseId, Releases, Staged,
@@ -70,7 +70,18 @@ pub struct Machine {
     logs: Arc<LogStore>,
     descriptions: Arc<Descriptions>,
     resolver: SystemResolver,
+    rates: Arc<RateLimits>,
+    rate: Rates,
     state: Mutex<State>,
+}
+
+/// How often apps and teams may be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Each app.
+    pub app: Option<Rate>,
+    /// All apps of a team together.
+    pub team: Option<Rate>,
 }
 
 /// What releases consist of: those that serve, and those that are about to.
@@ -126,6 +137,8 @@ impl Machine {
         logs: Arc<LogStore>,
         descriptions: Arc<Descriptions>,
         resolver: SystemResolver,
+        rates: Arc<RateLimits>,
+        rate: Rates,
     ) -> Self {
         let maker = Maker {
             images: images.clone(),
@@ -136,7 +149,18 @@ impl Machine {
         };
         // Once a process.
         drop(descriptions.maker.set(maker));
-        Self { directory, node, images, compiler, logs, descriptions, resolver, state: Mutex::default() }
+        Self {
+            directory,
+            node,
+            images,
+            compiler,
+            logs,
+            descriptions,
+            resolver,
+            rates,
+            rate,
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -228,8 +252,10 @@ impl Machine {
             self.node.apply(NodeChange { number, kind });
         }
         for host in gone {
+            self.unlimit(&host);
             self.node.withdraw(&host);
         }
+        self.limit(app, &hosts);
         state.apps.insert(app.id, Placed { number, hosts });
         self.descriptions.keep_newest(&release);
         Ok(())
@@ -247,12 +273,36 @@ impl Machine {
         };
         // Other names first, so that none outlives what it is a name for.
         for host in hosts.iter().rev() {
+            self.unlimit(host);
             self.node.withdraw(host);
         }
         let name = app.to_string();
         state.staged.retain(|id, _| *id.app != *name);
         drop(state);
         self.descriptions.forget(&name);
+    }
+
+    /// Bounds how often an app may be asked.
+    fn limit(&self, app: &AppKey, hosts: &[HostName]) {
+        if self.rate == Rates::default() {
+            return;
+        }
+        let (team, name) = (app.team.as_str(), app.name.as_str());
+        for host in hosts {
+            let assigned = wisp_ingress::HostName::new(host.as_str())
+                .and_then(|host| self.rates.assign(&host, team, name));
+            if let Err(error) = assigned {
+                tracing::warn!(%host, code = error.code(), "the host has no limit: {error}");
+            }
+        }
+        self.rates.set_app_rate(team, name, self.rate.app);
+        self.rates.set_team_rate(team, self.rate.team);
+    }
+
+    fn unlimit(&self, host: &HostName) {
+        if let Ok(host) = wisp_ingress::HostName::new(host.as_str()) {
+            self.rates.remove(&host);
+        }
     }
 
     /// The components of an app that are compiled.
@@ -664,7 +714,11 @@ impl Platform for Machine {
             };
             let name = wisp_ingress::HostName::new(proof.host.as_str())
                 .map_err(|error| PlatformError::refused(error.code(), error.to_string()))?;
-            let alias = self.resolver.alias(&name).await.map_err(failed)?;
+            let nothing = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+            let alias = match self.resolver.alias(&name).await {
+                Err(error) if nothing(&error) => None,
+                alias => alias.map_err(failed)?,
+            };
             let leads_here = alias.is_some_and(|alias| {
                 let alias = alias.trim_end_matches('.').to_ascii_lowercase();
                 proof.targets.iter().any(|target| target.as_str() == alias)
@@ -672,7 +726,10 @@ impl Platform for Machine {
             if leads_here {
                 return Ok(true);
             }
-            let texts = self.resolver.texts(proof.txt_name.as_str()).await.map_err(failed)?;
+            let texts = match self.resolver.texts(proof.txt_name.as_str()).await {
+                Err(error) if nothing(&error) => Vec::new(),
+                texts => texts.map_err(failed)?,
+            };
             Ok(texts.iter().any(|text| text.trim() == proof.txt_value))
         }
         .boxed()

@@ -4,6 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -12,13 +13,18 @@ use std::{
 use axum::Router;
 use futures::{FutureExt as _, future::BoxFuture};
 use rustix::fs::{FlockOperation, flock};
-use wisp_control::{Control, RegistryAction};
+use wisp_control::{Control, Platform as _, RegistryAction, names::ChangeNumber};
 use wisp_engine::{EngineConfig, ImageStore, SigningKey};
 use wisp_image::{
     Blobs,
     registry::{Access, Action, Credentials, Denial, Registry, RegistryLimits, RegistrySettings},
 };
-use wisp_ingress::{Certificates, CertificatesBuilder, Door, HostName, LocalAuthority, SystemResolver};
+use wisp_ingress::{
+    AccessLog, Certificates, CertificatesBuilder, Door, FileLimits, FolderStore, HostName, LocalAuthority,
+    RateLimits, Redirect, SystemResolver,
+    acme::Allowed as AllowedHosts,
+    handover::{self, Inheritance, Offer},
+};
 use wisp_manifest::model::Limits;
 use wisp_node::{Admin, Allowed, AppSettings, Budget, Node, NodeSettings, Runtime, RuntimeSettings};
 use wisp_trigger::http::{
@@ -44,6 +50,13 @@ const PLATFORM_THREADS_COUNT: usize = 2;
 /// How long operations may go on when the server stops. The next one goes on with them.
 const OPERATIONS_GRACE: Duration = Duration::from_secs(5);
 
+/// Changes that are taken over at once from a server that hands over.
+const CHANGES_COUNT: usize = 1_000;
+
+/// What sockets are called when they are handed over.
+const HTTP: &str = "http";
+const HTTPS: &str = "https";
+
 /// The file that a server holds a lock on, so that there is only one.
 const LOCK_NAME: &str = "lock";
 
@@ -55,9 +68,18 @@ pub struct Server {
     control: Arc<Control>,
     logs: Arc<LogStore>,
     admin: Option<Admin>,
+    /// Where the operator is answered once the server before has let go of the address.
+    later_admin: Option<SocketAddr>,
     facts: Facts,
-    /// Held for as long as the server runs.
-    _lock: File,
+    /// What a server that was running gave, if there was one.
+    inheritance: Option<Inheritance>,
+    /// The last change that the node knows of.
+    last_change: ChangeNumber,
+    machine: Arc<Machine>,
+    certificates: Certificates,
+    handover: PathBuf,
+    /// Held for as long as the server runs, or its successor.
+    lock: File,
 }
 
 /// What is worth telling about a server that starts.
@@ -94,14 +116,7 @@ impl Server {
     /// # Errors
     /// What cannot be opened or started.
     pub fn start(settings: &Settings, program: PathBuf) -> Result<Self, Error> {
-        let listener = Listener::bind(settings.listen.value)?;
-        let tls = settings.listen_tls.value.map(Listener::bind).transpose()?;
-        let admin = settings.admin.value.map(Admin::bind).transpose()?;
         let directory = DataDirectory::open(&settings.data_dir.value)?;
-        let lock = lock(&directory)?;
-        directory
-            .sweep_scratch()
-            .map_err(|cause| Error::DataDirectory { path: directory.scratch(), cause })?;
         let max_descriptors_count = wisp_node::raise_descriptor_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(PLATFORM_THREADS_COUNT)
@@ -110,6 +125,32 @@ impl Server {
             .build()
             .map_err(|cause| Error::Stopped { cause })?;
         let _entered = runtime.enter();
+        // A server that is running goes on until this one is ready.
+        let mut inheritance = runtime.block_on(handover::take_over(&directory.handover()))?;
+        let mut inherit = |name: &str| inheritance.as_mut().and_then(|inheritance| inheritance.take(name));
+        let listener = match inherit(HTTP) {
+            Some(socket) => Listener::adopt(socket.into())?,
+            None => Listener::bind(settings.listen.value)?,
+        };
+        let tls = match (settings.listen_tls.value, inherit(HTTPS)) {
+            (Some(_), Some(socket)) => Some(Listener::adopt(socket.into())?),
+            (Some(address), None) => Some(Listener::bind(address)?),
+            (None, _) => None,
+        };
+        let lock = match inherit(LOCK_NAME) {
+            Some(lock) => File::from(lock),
+            None => lock(&directory)?,
+        };
+        // The server before has the operator's address until it ends.
+        let (admin, later_admin) = match (settings.admin.value, &inheritance) {
+            (Some(address), None) => (Some(Admin::bind(address)?), None),
+            (address, _) => (None, address),
+        };
+        if inheritance.is_none() {
+            directory
+                .sweep_scratch()
+                .map_err(|cause| Error::DataDirectory { path: directory.scratch(), cause })?;
+        }
 
         let logs = LogStore::start(directory.logs(), settings.log_limits())
             .map_err(|cause| Error::DataDirectory { path: directory.logs(), cause })?;
@@ -133,6 +174,8 @@ impl Server {
             key,
             settings.compile_limits(),
         ));
+        let access_log = AccessLog::start(&directory.access_log(), FileLimits::default())?;
+        let rates = Arc::new(RateLimits::new());
         let images = Arc::new(Images::new(registry.clone()));
         let resolver = match settings.dns.value {
             Some(server) => SystemResolver::of(vec![server]),
@@ -146,8 +189,11 @@ impl Server {
             logs.clone(),
             descriptions,
             resolver,
+            rates.clone(),
+            settings.rates(),
         ));
 
+        let tls_port = tls.as_ref().map(|tls| tls.address().port());
         let (scheme, port) = match &tls {
             Some(tls) => ("https", tls.address().port()),
             None => ("http", listener.address().port()),
@@ -164,7 +210,8 @@ impl Server {
             domain: settings.domain.value.clone(),
             public_url: url.clone(),
         };
-        let (control, sign_in_link) = runtime.block_on(async {
+        let goes_on = inheritance.is_none();
+        let (control, sign_in_link, last_change) = runtime.block_on(async {
             let control = Control::open(control_settings, machine.clone()).await?;
             let link = control.sign_in_link().await?;
             let snapshot = control.snapshot().await?;
@@ -173,14 +220,16 @@ impl Server {
                     tracing::error!(app = %deployment.app, code = error.code, "the app cannot be served: {error}");
                 }
             }
-            control.resume().await?;
-            Ok::<_, Error>((control, link))
+            if goes_on {
+                control.resume().await?;
+            }
+            Ok::<_, Error>((control, link, snapshot.last))
         })?;
         // Once a server.
         drop(rules.control.set(control.clone()));
         node.start_preparing()?;
 
-        let certificates = certificates(settings, &directory)?;
+        let certificates = certificates(settings, &directory, &control, runtime.handle())?;
         let local_authority = certificates.local().map(|local| local.certificate_path().to_owned());
         let mut addresses = vec![("http".to_owned(), listener.address())];
         let mut listeners = vec![listener];
@@ -188,10 +237,12 @@ impl Server {
             addresses.push(("https".into(), tls.address()));
             listeners.push(tls.tls(Arc::new(Tls(certificates.clone()))));
         }
+        let redirect = tls_port.map(|https_port| Redirect { https_port, includes_localhost: false });
         let router = Router::new().merge(wisp_control::router(control.clone())).merge(registry.router());
         let entrance = Entrance {
             domain: settings.domain.value.clone(),
-            door: Door::new(certificates, None),
+            door: Door::new(certificates.clone(), redirect),
+            rates,
             api: Arc::new(Api { router, runtime: runtime.handle().clone() }),
         };
         let config = ServerConfig {
@@ -200,9 +251,11 @@ impl Server {
             grace_period: Duration::from_secs(settings.grace_period_s.value),
             ..ServerConfig::default()
         };
-        let http = HttpServer::new(config, listeners)
-            .front(Arc::new(entrance))
-            .observer(Arc::new(Records { node: node.clone(), logs: logs.clone() }));
+        let http = HttpServer::new(config, listeners).front(Arc::new(entrance)).observer(Arc::new(Records {
+            node: node.clone(),
+            logs: logs.clone(),
+            access_log,
+        }));
         let facts = Facts {
             url,
             addresses,
@@ -213,7 +266,23 @@ impl Server {
             apps_count: node.apps_count(),
         };
         drop(_entered);
-        Ok(Self { runtime, http, node, control, logs, admin, facts, _lock: lock })
+        let handover = directory.handover();
+        Ok(Self {
+            runtime,
+            http,
+            node,
+            control,
+            logs,
+            admin,
+            later_admin,
+            facts,
+            inheritance,
+            last_change,
+            machine,
+            certificates,
+            handover,
+            lock,
+        })
     }
 
     /// What is worth telling.
@@ -229,20 +298,83 @@ impl Server {
         if let Some(admin) = self.admin {
             admin.start(&self.node);
         }
+        let _entered = self.runtime.enter();
+        if let Some(inheritance) = self.inheritance {
+            match self.runtime.block_on(inheritance.ready()) {
+                Ok(predecessor) => {
+                    let (control, machine, last) = (self.control.clone(), self.machine, self.last_change);
+                    let (admin, node) = (self.later_admin, self.node.clone());
+                    self.runtime.spawn(async move {
+                        predecessor.gone().await;
+                        match admin.map(Admin::bind).transpose() {
+                            Ok(Some(admin)) => admin.start(&node),
+                            Ok(None) => {}
+                            Err(error) => tracing::error!(code = error.code(), "{error}"),
+                        }
+                        if let Err(error) = catch_up(&control, &machine, last).await {
+                            tracing::error!(code = error.code(), "what the server before had begun: {error}");
+                        }
+                    });
+                }
+                Err(error) => tracing::warn!(code = error.code(), "the server before has ended: {error}"),
+            }
+        }
+        let offer = Offer::bind(&self.handover)?;
+        let names = [HTTP, HTTPS];
+        let mut sockets = Vec::new();
+        for (listener, name) in self.http.listeners().iter().zip(names) {
+            let socket = listener.try_clone_socket().map_err(|cause| Error::Stopped { cause })?;
+            sockets.push((name, OwnedFd::from(socket)));
+        }
+        sockets.push((LOCK_NAME, self.lock.into()));
+        let mut handed_over = None;
         let result = self.http.run(self.node.clone(), async {
-            shutdown.await;
-            Ending::Stop
+            let sockets: Vec<_> = sockets.iter().map(|(name, socket)| (*name, socket.as_fd())).collect();
+            tokio::select! {
+                () = shutdown => Ending::Stop,
+                successor = offer.handed_over(&sockets) => match successor {
+                    Ok(successor) => {
+                        handed_over = Some(successor);
+                        Ending::HandedOver
+                    }
+                    Err(error) => {
+                        tracing::error!(code = error.code(), "{error}");
+                        std::future::pending().await
+                    }
+                },
+            }
         });
+        self.certificates.stop();
+        drop(_entered);
         let left_count = self.runtime.block_on(self.control.stop(OPERATIONS_GRACE));
         if left_count > 0 {
             tracing::info!("{left_count} operations are not finished; the next start goes on with them");
         }
+        // From here on a successor may go on with them.
+        drop(handed_over);
         self.node.stop();
         self.node.runtime().flush_logs();
         self.logs.flush();
         self.runtime.shutdown_timeout(OPERATIONS_GRACE);
         Ok(result?)
     }
+}
+
+/// Makes true what the server before did since this one read the state, and goes on with
+/// what it had begun.
+async fn catch_up(control: &Arc<Control>, machine: &Machine, mut last: ChangeNumber) -> Result<(), Error> {
+    loop {
+        let changes = control.changes_after(last, CHANGES_COUNT).await?;
+        let Some(newest) = changes.last().map(|change| change.number) else { break };
+        for change in changes {
+            if let Err(error) = machine.apply(&change).await {
+                tracing::error!(code = error.code, "a change cannot be applied: {error}");
+            }
+        }
+        last = newest;
+    }
+    control.resume().await?;
+    Ok(())
 }
 
 /// Takes the one lock on a data directory.
@@ -307,10 +439,25 @@ fn node(
     Ok(node)
 }
 
-/// Certificates: of the local authority, for the domain and all below it.
-fn certificates(settings: &Settings, directory: &DataDirectory) -> Result<Certificates, Error> {
+/// Certificates: from an authority if the operator names one, else of the local authority
+/// for the domain and all below it.
+fn certificates(
+    settings: &Settings,
+    directory: &DataDirectory,
+    control: &Arc<Control>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Certificates, Error> {
     let mut builder: CertificatesBuilder = Certificates::builder();
     if settings.listen_tls.value.is_some() {
+        if let Some(acme) = settings.acme() {
+            let store = FolderStore::open(directory.certificates())?;
+            let (control, domain) = (control.clone(), settings.domain.value.clone());
+            let allowed: AllowedHosts = Arc::new(move |host: &HostName| {
+                let (control, host, is_own) = (control.clone(), host.clone(), host.as_str() == domain);
+                async move { is_own || control.serves_host(host.as_str()).await.unwrap_or(false) }.boxed()
+            });
+            builder = builder.acme(acme, Arc::new(store), allowed, runtime.clone());
+        }
         let domain = HostName::new(&settings.domain.value)?;
         let folder = directory.keys().join("local-authority");
         let local = LocalAuthority::open(&folder, &[domain], std::time::SystemTime::now())?;

@@ -14,7 +14,9 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{CompileLimits, Error, LogLimits};
+use wisp_ingress::{AcmeSettings, Rate};
+
+use crate::{CompileLimits, Error, LogLimits, Rates};
 
 /// The name of the file of settings, in the folder that the server is started in.
 pub const SETTINGS_FILE_NAME: &str = "wisp.toml";
@@ -78,6 +80,16 @@ pub struct Settings {
     pub compile_time_s: Setting<u64>,
     /// Memory of one compilation.
     pub compile_memory_bytes: Setting<u64>,
+    /// Requests to one app in a second; none is no bound.
+    pub app_requests_per_s: Setting<Option<u32>>,
+    /// Requests to all apps of one team in a second.
+    pub team_requests_per_s: Setting<Option<u32>>,
+    /// The directory of an authority that issues certificates (ACME).
+    pub acme_directory_url: Setting<Option<String>>,
+    /// Where it reaches the operator: `mailto:…`.
+    pub acme_contact: Setting<Option<String>>,
+    /// The certificate (PEM) that its own connection is verified with.
+    pub acme_root_certificate: Setting<Option<PathBuf>>,
     /// What is kept of one app's log.
     pub log_bytes: Setting<u64>,
     /// For how long.
@@ -123,6 +135,25 @@ struct File {
     compile: CompileTable,
     #[serde(default)]
     logs: LogTable,
+    #[serde(default)]
+    rates: RateTable,
+    #[serde(default)]
+    acme: AcmeTable,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RateTable {
+    app_requests_per_s: Option<u32>,
+    team_requests_per_s: Option<u32>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AcmeTable {
+    directory_url: Option<String>,
+    contact: Option<String>,
+    root_certificate: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -188,6 +219,11 @@ impl Settings {
                 file.compile.memory_bytes,
                 CompileLimits::DEFAULT.memory_bytes,
             ),
+            app_requests_per_s: choose.optional("", None, file.rates.app_requests_per_s),
+            team_requests_per_s: choose.optional("", None, file.rates.team_requests_per_s),
+            acme_directory_url: choose.optional("", None, file.acme.directory_url),
+            acme_contact: choose.optional("", None, file.acme.contact),
+            acme_root_certificate: choose.optional("", None, beside(file.acme.root_certificate)),
             log_bytes: choose.of("", None, file.logs.max_bytes, LogLimits::DEFAULT.max_bytes),
             log_age_s: choose.of("", None, file.logs.max_age_s, LogLimits::DEFAULT.max_age.as_secs()),
         };
@@ -236,6 +272,23 @@ impl Settings {
         }
     }
 
+    /// How often apps and teams may be asked: for a second's worth at once after a pause.
+    pub fn rates(&self) -> Rates {
+        let rate = |setting: &Setting<Option<u32>>| {
+            let requests_per_s = std::num::NonZeroU32::new(setting.value?)?;
+            Some(Rate { requests_per_s, burst_count: requests_per_s })
+        };
+        Rates { app: rate(&self.app_requests_per_s), team: rate(&self.team_requests_per_s) }
+    }
+
+    /// The authority that issues certificates, if one is named.
+    pub fn acme(&self) -> Option<AcmeSettings> {
+        let mut acme = AcmeSettings::new(self.acme_directory_url.value.clone()?);
+        acme.contacts.extend(self.acme_contact.value.clone());
+        acme.root_certificate.clone_from(&self.acme_root_certificate.value);
+        Some(acme)
+    }
+
     /// What is kept of apps' logs.
     pub fn log_limits(&self) -> LogLimits {
         LogLimits { max_bytes: self.log_bytes.value, max_age: Duration::from_secs(self.log_age_s.value) }
@@ -263,6 +316,17 @@ impl Settings {
         text.push_str("\n[logs]\n");
         line(&mut text, "max_bytes", &number(&self.log_bytes));
         line(&mut text, "max_age_s", &number(&self.log_age_s));
+        text.push_str("\n[rates]\n");
+        line(&mut text, "app_requests_per_s", &optional_number(&self.app_requests_per_s));
+        line(&mut text, "team_requests_per_s", &optional_number(&self.team_requests_per_s));
+        text.push_str("\n[acme]\n");
+        line(&mut text, "directory_url", &optional(&self.acme_directory_url, Clone::clone));
+        line(&mut text, "contact", &optional(&self.acme_contact, Clone::clone));
+        line(
+            &mut text,
+            "root_certificate",
+            &optional(&self.acme_root_certificate, |path| path.display().to_string()),
+        );
         text
     }
 }
@@ -333,6 +397,10 @@ fn quoted<T>(setting: &Setting<T>, text: impl FnOnce(&T) -> String) -> (Option<S
 fn optional<T>(setting: &Setting<Option<T>>, text: impl FnOnce(&T) -> String) -> (Option<String>, String) {
     let value = setting.value.as_ref().map(|value| toml::Value::String(text(value)).to_string());
     (value, setting.origin.to_string())
+}
+
+fn optional_number<T: fmt::Display>(setting: &Setting<Option<T>>) -> (Option<String>, String) {
+    (setting.value.as_ref().map(ToString::to_string), setting.origin.to_string())
 }
 
 fn number<T: fmt::Display>(setting: &Setting<T>) -> (Option<String>, String) {

@@ -1,9 +1,11 @@
 //! The cloud in one process: `wisp server` and `wisp deploy`.
 
 use std::{
+    collections::HashMap,
     fs,
+    net::{SocketAddr, UdpSocket},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -57,6 +59,7 @@ impl Load {
                         match open.try_request("GET", "/", &[("host", &host)], b"") {
                             Ok(response) if response.status == 200 => {
                                 answered_count.fetch_add(1, Ordering::Relaxed);
+                                let stays = stays && response.header("connection") != Some("close");
                                 connection = stays.then_some(open);
                             }
                             Ok(response) => {
@@ -89,6 +92,68 @@ impl Load {
             self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert!(failed.is_empty(), "{} requests failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
         self.answered_count.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers questions about texts that it was told of, and says of all else that it is not.
+struct NameServer {
+    address: SocketAddr,
+    texts: Arc<Mutex<HashMap<String, String>>>,
+}
+
+impl NameServer {
+    fn start() -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let texts = Arc::new(Mutex::new(HashMap::<String, String>::new()));
+        let known = texts.clone();
+        // Ends with the process.
+        thread::spawn(move || {
+            let mut bytes = [0; 1_024];
+            while let Ok((_, client)) = socket.recv_from(&mut bytes) {
+                let (mut name, mut position) = (Vec::new(), 12);
+                while bytes[position] != 0 {
+                    let end = position + 1 + usize::from(bytes[position]);
+                    name.push(String::from_utf8_lossy(&bytes[position + 1..end]).to_lowercase());
+                    position = end;
+                }
+                let kind = bytes[position + 2];
+                let mut answer = bytes[..position + 5].to_vec();
+                // It is an answer, and the question is all that follows.
+                answer[2] |= 0x80;
+                answer[8..12].fill(0);
+                let text = known.lock().unwrap().get(&name.join(".")).cloned();
+                match text.filter(|_| kind == 16) {
+                    Some(text) => {
+                        answer[7] = 1;
+                        let length = u8::try_from(text.len()).unwrap();
+                        answer.extend_from_slice(&[
+                            0xc0,
+                            12,
+                            0,
+                            16,
+                            0,
+                            1,
+                            0,
+                            0,
+                            0,
+                            60,
+                            0,
+                            length + 1,
+                            length,
+                        ]);
+                        answer.extend_from_slice(text.as_bytes());
+                    }
+                    None => answer[3] |= 3,
+                }
+                drop(socket.send_to(&answer, client));
+            }
+        });
+        Self { address, texts }
+    }
+
+    fn set(&self, name: &str, text: &str) {
+        self.texts.lock().unwrap().insert(name.to_lowercase(), text.to_owned());
     }
 }
 
@@ -210,6 +275,95 @@ fn changes_under_load_fail_no_request() {
     assert_eq!(running.get(&person.host("site"), "/").expect(), "one");
     let count = load.end();
     assert!(count > 200, "{count}");
+    running.stop();
+}
+
+#[test]
+fn a_server_that_takes_over_from_another_fails_no_request() {
+    let cloud = Cloud::new();
+    let mut running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "one"), &[]);
+    let load = Load::start(&running, &[person.host("site")]);
+    load.go_on(50);
+    for text in ["two", "three"] {
+        // The same address, while the one before still answers.
+        let successor = cloud.start();
+        running.wait();
+        running = successor;
+        load.go_on(50);
+        person.deploy(&cloud.static_app("site", text), &[]);
+        assert_eq!(running.get(&person.host("site"), "/").expect(), text);
+        load.go_on(50);
+    }
+    load.end();
+    running.stop();
+    let running = cloud.start();
+    assert_eq!(running.get(&person.host("site"), "/").expect(), "three");
+    running.stop();
+}
+
+#[test]
+fn two_servers_do_not_share_a_data_directory_by_accident() {
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    // It answers, so it waits for a successor, too: one that cannot ask.
+    assert_eq!(running.get("nobody.localhost", "/").status, 404);
+    fs::remove_file(cloud.path("data/handover.sock")).unwrap();
+    let mut command = wisp();
+    command
+        .args(["server", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(cloud.path("data"))
+        .env("HOME", cloud.path(""));
+    let finished = finish(command);
+    assert!(finished.stderr.contains("WISP-E1115"), "{}", finished.stderr);
+    running.stop();
+}
+
+#[test]
+fn a_domain_added_under_load_leads_to_its_app_once_it_is_proven() {
+    let cloud = Cloud::new();
+    let dns = NameServer::start();
+    fs::write(cloud.path("wisp.toml"), format!("dns = \"{}\"\n", dns.address)).unwrap();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "hello"), &[]);
+    let load = Load::start(&running, &[person.host("site")]);
+    load.go_on(20);
+    let domain = person.of_team("POST", "apps/site/domains", Some(&json!({ "host": "www.shop.example" })));
+    assert_eq!(running.get("www.shop.example", "/").status, 404);
+    let verify = "apps/site/domains/www.shop.example/verify";
+    let refused = person.ask("POST", &format!("/api/v1/teams/shop/{verify}"), None);
+    assert!(refused.text().contains("www.shop.example") || refused.status >= 400, "{}", refused.text());
+    assert_eq!(running.get("www.shop.example", "/").status, 404, "it is not proven");
+    let proof = &domain["proof"];
+    dns.set(proof["txt_name"].as_str().unwrap(), proof["txt_value"].as_str().unwrap());
+    person.of_team("POST", verify, None);
+    assert_eq!(running.get("www.shop.example", "/").expect(), "hello");
+    load.go_on(20);
+    person.deploy(&cloud.static_app("site", "changed"), &[]);
+    assert_eq!(running.get("WWW.shop.example", "/").expect(), "changed", "it follows the app");
+    person.of_team("DELETE", "apps/site/domains/www.shop.example", None);
+    assert_eq!(running.get("www.shop.example", "/").status, 404);
+    load.end();
+    running.stop();
+}
+
+#[test]
+fn an_app_that_is_asked_too_often_is_refused_and_others_are_not() {
+    let cloud = Cloud::new();
+    fs::write(cloud.path("wisp.toml"), "[rates]\napp_requests_per_s = 5\n").unwrap();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    for app in ["busy", "quiet"] {
+        person.deploy(&cloud.static_app(app, app), &[]);
+    }
+    let refused =
+        (0..100).map(|_| running.get(&person.host("busy"), "/")).find(|response| response.status != 200);
+    let refused = refused.expect("a hundred requests are more than five a second");
+    assert_eq!(refused.status, 429);
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(running.get(&person.host("quiet"), "/").expect(), "quiet");
     running.stop();
 }
 

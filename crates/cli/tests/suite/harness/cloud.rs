@@ -132,6 +132,12 @@ impl Running {
         assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.stderr.text());
     }
 
+    /// Waits for the server to end by itself, in order.
+    pub(crate) fn wait(&mut self) {
+        let status = wait(&mut self.child, WAIT_LIMIT);
+        assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.stderr.text());
+    }
+
     /// Ends it as a power cut would.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
