@@ -129,6 +129,7 @@ struct Placed {
 
 impl Machine {
     /// Puts the machine together. `descriptions` are those that the node asks.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a machine, put together once")]
     pub fn new(
         directory: DataDirectory,
         node: Arc<Node>,
