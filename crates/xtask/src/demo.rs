@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: every example, built by its own toolchain and served.
+//! `cargo xtask demo`: every example, built by its own toolchain, served by `wisp up`,
+//! and then deployed to a cloud, which goes on to run.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,6 +20,9 @@ use crate::tools;
 /// app: a Python guest of 25 MB takes about half a minute on two slow cores.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// The team that the examples are deployed for.
+const TEAM: &str = "demo";
+
 /// How often to look whether all servers still run.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -30,7 +34,7 @@ pub(crate) struct Options {
     /// Build wisp optimised; takes many minutes the first time
     #[arg(long)]
     release: bool,
-    /// The port of the first example; the others follow
+    /// The port of the first example; the others follow, and the cloud
     #[arg(long, default_value_t = 3000)]
     first_port: u16,
     /// The examples to serve; all of them unless given
@@ -40,12 +44,13 @@ pub(crate) struct Options {
 /// An example that is being served.
 struct Served {
     name: String,
+    folder: PathBuf,
     address: String,
     promises: Vec<Promise>,
-    server: Server,
+    _server: Server,
 }
 
-/// A running `wisp up`, which ends when this is dropped.
+/// A running `wisp`, which ends when this is dropped.
 struct Server {
     child: Child,
 }
@@ -79,14 +84,39 @@ pub(crate) fn run(chore: &mut Chore, options: &Options) -> Result<()> {
     let broken = chore.step("answers as the READMEs promise them", |_| {
         let mut broken = Vec::new();
         for example in &served {
-            broken.extend(example.check()?);
+            broken.extend(check_promises(&example.name, &example.address, &example.promises)?);
         }
         Ok(broken)
     })?;
-    say(&table(&served));
     if !broken.is_empty() {
         return Err(Failure::new(format!(
             "{} answers differ from their README:\n{}",
+            broken.len(),
+            broken.join("\n")
+        )));
+    }
+    let apps: Vec<_> =
+        served.drain(..).map(|example| (example.name, example.folder, example.promises)).collect();
+    let port = options.first_port;
+    let mut cloud = chore.step("wisp server", |chore| Cloud::start(chore, &wisp, port))?;
+    let mut deployed = Vec::new();
+    for (name, folder, promises) in apps {
+        deployed.push(
+            chore
+                .step(format!("wisp deploy for {name}"), |_| cloud.deploy(&wisp, name, &folder, promises))?,
+        );
+    }
+    let broken = chore.step("the same answers from the cloud", |_| {
+        let mut broken = Vec::new();
+        for app in &deployed {
+            broken.extend(check_promises(&app.name, &app.address, &app.promises)?);
+        }
+        Ok(broken)
+    })?;
+    say(&cloud.table(&wisp, &deployed));
+    if !broken.is_empty() {
+        return Err(Failure::new(format!(
+            "{} answers of the cloud differ from a README:\n{}",
             broken.len(),
             broken.join("\n")
         )));
@@ -95,7 +125,109 @@ pub(crate) fn run(chore: &mut Chore, options: &Options) -> Result<()> {
         return Ok(());
     }
     say("Press Ctrl-C to stop.");
-    wait(&mut served)
+    cloud.wait()
+}
+
+/// A running `wisp server`, and somebody who is signed in to it.
+struct Cloud {
+    address: String,
+    config: PathBuf,
+    server: Server,
+}
+
+/// An example in the cloud.
+struct Deployed {
+    name: String,
+    address: String,
+    promises: Vec<Promise>,
+}
+
+impl Cloud {
+    /// Starts a server on an empty data directory and signs in.
+    fn start(chore: &Chore, wisp: &Path, port: u16) -> Result<Self> {
+        let folder = chore.target.join("demo-cloud");
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(at(&folder))?;
+        }
+        let (data, config) = (folder.join("data"), folder.join("config"));
+        let address = format!("127.0.0.1:{port}");
+        let mut command = Command::new(wisp);
+        command.arg("server").arg("--data-dir").arg(&data).args(["--listen", &address]);
+        say(&format!("$ wisp server --data-dir {} --listen {address}", data.display()));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| Failure::new(format!("cannot run `{}`: {error}", wisp.display())))?;
+        let stderr = child.stderr.take().ok_or_else(|| Failure::new("no stderr to read"))?;
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
+                say(&format!("[server] {line}"));
+                let word = line.split_whitespace().find(|word| word.contains("/sign-in?code="));
+                if let Some(link) = word {
+                    // Nobody listens any more after the first time.
+                    let _ = sender.send(link.trim_matches('\'').to_owned());
+                }
+            }
+        });
+        let mut server = Server { child };
+        server.wait_until_it_serves("the cloud")?;
+        let link = receiver
+            .recv_timeout(START_TIMEOUT)
+            .map_err(|_| Failure::new("`wisp server` does not say how to sign in"))?;
+        let cloud = Self { address: format!("localhost:{port}"), config, server };
+        let login = ["login", link.as_str(), "--user", "demo", "--new-team", TEAM];
+        output(cloud.command(wisp).args(login))?;
+        Ok(cloud)
+    }
+
+    /// The command line as whoever signed in.
+    fn command(&self, wisp: &Path) -> Command {
+        let mut command = Command::new(wisp);
+        command.env("XDG_CONFIG_HOME", &self.config);
+        command
+    }
+
+    fn deploy(&self, wisp: &Path, name: String, folder: &Path, promises: Vec<Promise>) -> Result<Deployed> {
+        say(&format!("$ wisp deploy -f {} --app {name}", folder.display()));
+        let mut command = self.command(wisp);
+        command.args(["deploy", "--yes", "--app", &name, "-f"]).arg(folder);
+        let url = output(&mut command)?;
+        let address = url.trim().trim_start_matches("http://").to_owned();
+        Ok(Deployed { name, address, promises })
+    }
+
+    fn table(&self, wisp: &Path, deployed: &[Deployed]) -> String {
+        let mut text = format!("\nThe cloud runs at http://{}:\n", self.address);
+        for app in deployed {
+            let command = app
+                .promises
+                .first()
+                .map_or_else(String::new, |promise| promise.command.replace("localhost:3000", &app.address));
+            let _ = writeln!(text, "  {:<14} http://{:<40} {command}", app.name, app.address);
+        }
+        let _ = writeln!(
+            text,
+            "\nDeploy an app of your own:\n  export XDG_CONFIG_HOME={}\n  cd YOUR-APP     # a folder with a \
+             spin.toml, built\n  {} deploy",
+            self.config.display(),
+            wisp.display()
+        );
+        text
+    }
+
+    /// Runs until the server ends by itself. Ctrl-C reaches it and this program alike.
+    fn wait(&mut self) -> Result<()> {
+        loop {
+            let status = self.server.child.try_wait().map_err(|error| Failure::new(error.to_string()))?;
+            if let Some(status) = status {
+                return Err(Failure::new(format!("`wisp server` ended: {status}")));
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
 }
 
 /// The examples, by name, and their folders.
@@ -157,7 +289,7 @@ fn serve(wisp: &Path, name: String, source: &Path, folder: &Path, port: u16) -> 
         .map_err(|error| Failure::new(format!("cannot run `{}`: {error}", wisp.display())))?;
     let mut server = Server { child };
     server.wait_until_it_serves(&name)?;
-    Ok(Served { name, address, promises, server })
+    Ok(Served { name, folder: folder.to_owned(), address, promises, _server: server })
 }
 
 impl Server {
@@ -194,55 +326,26 @@ impl Drop for Server {
     }
 }
 
-impl Served {
-    /// Runs the README's commands and hands back what differs.
-    fn check(&self) -> Result<Vec<String>> {
-        let mut broken = Vec::new();
-        for promise in &self.promises {
-            let command = promise.command_for(&self.address);
-            let printed = output(Command::new("sh").args(["-c", &command]))
-                .unwrap_or_else(|failure| failure.message().to_owned());
-            if promise.is_kept_by(&printed) {
-                say(&format!("as promised by {}: {}", self.name, promise.command));
-            } else {
-                broken.push(format!(
-                    "{}: {}\n  promised: {:?}\n  answered: {printed:?}",
-                    self.name, promise.command, promise.answer
-                ));
-            }
+/// Runs the README's commands and hands back what differs.
+fn check_promises(name: &str, address: &str, promises: &[Promise]) -> Result<Vec<String>> {
+    let mut broken = Vec::new();
+    for promise in promises {
+        let command = promise.command_for(address);
+        let printed = output(Command::new("sh").args(["-c", &command]))
+            .unwrap_or_else(|failure| failure.message().to_owned());
+        if promise.is_kept_by(&printed) {
+            say(&format!("as promised by {name}: {}", promise.command));
+        } else {
+            broken.push(format!(
+                "{}: {}\n  promised: {:?}\n  answered: {printed:?}",
+                name, promise.command, promise.answer
+            ));
         }
-        if self.promises.is_empty() {
-            return Err(Failure::new(format!("the README of {} shows no curl command", self.name)));
-        }
-        Ok(broken)
     }
-}
-
-fn table(served: &[Served]) -> String {
-    let mut text = String::from("\nServing:\n");
-    for example in served {
-        let command = example
-            .promises
-            .first()
-            .map_or_else(String::new, |promise| promise.command.replace("localhost:3000", &example.address));
-        let _ = writeln!(text, "  {:<14} http://{:<16} {command}", example.name, example.address);
+    if promises.is_empty() {
+        return Err(Failure::new(format!("the README of {name} shows no curl command")));
     }
-    text
-}
-
-/// Serves until one of the servers ends by itself. Ctrl-C reaches them and this
-/// program alike.
-fn wait(served: &mut [Served]) -> Result<()> {
-    while !served.is_empty() {
-        for example in served.iter_mut() {
-            let status = example.server.child.try_wait().map_err(|error| Failure::new(error.to_string()))?;
-            if let Some(status) = status {
-                return Err(Failure::new(format!("`wisp up` for {} ended: {status}", example.name)));
-            }
-        }
-        std::thread::sleep(LOOK_INTERVAL);
-    }
-    Ok(())
+    Ok(broken)
 }
 
 /// As the last step of `cargo xtask ci`.

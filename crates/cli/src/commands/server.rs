@@ -97,9 +97,9 @@ fn announce(facts: &Facts) {
     }
     if let Some(link) = &facts.sign_in_link {
         output::note(&format!(
-            "nobody can sign in yet. Open this link once, within a day:\n\n  {link}\n\nthen:\n\n  \
-             wisp login {url}\n  wisp new http-rust hello && cd hello\n  wisp deploy --build\n",
-            url = facts.url
+            "nobody can sign in yet. This link works once, within a day, also in a browser:\n\n  {link}\n\n\
+             the next three commands:\n\n  wisp login '{link}' --user NAME --new-team TEAM\n  \
+             cd YOUR-APP     # a folder with a spin.toml, built\n  wisp deploy\n"
         ));
     }
 }
