@@ -140,12 +140,8 @@ impl Control {
         // The number first: what changes in between is in both, and numbers only go up.
         let (_, last) = self.state.changes(ChangeNumber(0), 0).await?;
         let mut deployments = Vec::new();
-        for app in self.state.apps_that_serve(None).await? {
-            match self.state.current_deployment(app).await {
-                Ok(Some(parts)) => deployments.push(self.deployment(parts).await?),
-                Ok(None) | Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
+        for parts in self.state.current_deployments().await? {
+            deployments.push(self.deployment(parts).await?);
         }
         Ok(Snapshot { last, deployments })
     }

@@ -18,7 +18,7 @@ use crate::{
     names::{OperationId, ReleaseNumber, TeamName},
     plan,
     platform::{AppKey, Change, ChangeKind},
-    state::{Actor, Needed, NewOperation, NewRelease, OperationRow},
+    state::{Actor, Keyed, Needed, NewOperation, NewRelease, OperationRow},
 };
 
 /// The steps that bring an image to serve.
@@ -78,6 +78,7 @@ impl Control {
     pub(crate) async fn begin(
         self: &Arc<Self>,
         caller: &Caller,
+        keyed: Option<Keyed>,
         app: AppKey,
         work: Work,
     ) -> Result<Operation> {
@@ -104,6 +105,7 @@ impl Control {
             new_release,
             release,
             steps,
+            keyed,
             action,
             detail,
         };

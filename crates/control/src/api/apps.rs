@@ -164,7 +164,7 @@ pub(super) async fn remove_app(
     At(path): At<InApp>,
 ) -> Result<(StatusCode, Answer<Operation>)> {
     let app = team.app(&control, &path.app).await?;
-    let operation = control.begin(&team.caller, app.key, Work::Remove).await?;
+    let operation = control.begin(&team.caller, team.keyed, app.key, Work::Remove).await?;
     Ok((StatusCode::ACCEPTED, Answer(operation)))
 }
 
@@ -434,7 +434,7 @@ async fn change(
         note: Some(detail.clone()),
         variables: Some(variables),
     };
-    let operation = control.begin(caller, app.key, Work::Configure(release, detail)).await?;
+    let operation = control.begin(caller, None, app.key, Work::Configure(release, detail)).await?;
     Ok((StatusCode::ACCEPTED, Answer(operation)).into_response())
 }
 

@@ -13,7 +13,7 @@ use super::{MAX_BODY_BYTES, Shared, bearer};
 use crate::{
     credential,
     error::{Error, Result},
-    state::Remembered,
+    state::{Keyed, Remembered},
 };
 
 /// The header.
@@ -64,6 +64,13 @@ async fn answer_keyed(control: &Shared, key: String, request: Request, next: Nex
         Remembered::New => {}
         Remembered::Other => return Err(Error::KeyReused),
         Remembered::Running => return Err(Error::KeyBusy),
+        Remembered::Operation(id) => {
+            let (row, team) = control.state.operation_and_team(id).await?;
+            let answer = axum::Json(control.operation_view(&team, row));
+            let mut response = (StatusCode::ACCEPTED, answer).into_response();
+            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+            return Ok(response);
+        }
         Remembered::Answered { status, answer } => {
             let body = control.open_sealed(ANSWER, &answer)?;
             let mut response = Response::new(Body::from(body));
@@ -74,7 +81,9 @@ async fn answer_keyed(control: &Shared, key: String, request: Request, next: Nex
             return Ok(response);
         }
     }
-    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    let mut request = Request::from_parts(parts, Body::from(body));
+    request.extensions_mut().insert(Keyed { caller: caller.clone(), key: key.clone() });
+    let response = next.run(request).await;
     let (parts, body) = response.into_parts();
     let Ok(body) = to_bytes(body, MAX_ANSWER_BYTES).await else {
         control.state.forget_key(caller, key).await?;

@@ -39,7 +39,7 @@ use crate::{
     error::{Error, Result},
     model::{ErrorAnswer, ErrorBody, Page},
     names::{AppName, TeamId, TeamName, UserId, UserName},
-    state::AppRow,
+    state::{AppRow, Keyed},
 };
 
 /// Largest JSON body. The largest thing in one is a value of a variable.
@@ -196,6 +196,8 @@ struct In<S> {
     team: TeamId,
     name: TeamName,
     scopes: crate::access::Scopes,
+    /// The idempotency key of the request.
+    keyed: Option<Keyed>,
     scope: PhantomData<S>,
 }
 
@@ -354,7 +356,8 @@ impl<S: Needs> FromRequestParts<Shared> for In<S> {
         let name = name.and_then(|name| TeamName::new(name).ok()).ok_or_else(not_found)?;
         let (team, scopes) = control.reach(&caller, &name).await?.ok_or_else(not_found)?;
         check_scope(&caller, scopes, S::SCOPE)?;
-        Ok(Self { caller, team, name, scopes, scope: PhantomData })
+        let keyed = parts.extensions.get::<Keyed>().cloned();
+        Ok(Self { caller, team, name, scopes, keyed, scope: PhantomData })
     }
 }
 

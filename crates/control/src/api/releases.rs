@@ -181,7 +181,7 @@ pub(super) async fn create_release(
         }
     };
     let release = NewRelease { image: body.image, description, note: body.note, variables };
-    let operation = control.begin(&team.caller, app.key, Work::Deploy(release)).await?;
+    let operation = control.begin(&team.caller, team.keyed, app.key, Work::Deploy(release)).await?;
     Ok((StatusCode::ACCEPTED, Answer(operation)))
 }
 
@@ -227,7 +227,7 @@ pub(super) async fn rollback(
     if release.is_current {
         return Err(Error::Conflict { message: format!("release {number} serves already"), hint: None });
     }
-    let operation = control.begin(&team.caller, app.key, Work::Rollback(number)).await?;
+    let operation = control.begin(&team.caller, team.keyed, app.key, Work::Rollback(number)).await?;
     Ok((StatusCode::ACCEPTED, Answer(operation)))
 }
 

@@ -280,6 +280,26 @@ impl State {
         self.read(move |db| deployment(db, app, release)).await
     }
 
+    /// What every release that serves is made of, as of one moment.
+    pub(crate) async fn current_deployments(&self) -> Result<Vec<DeploymentParts>> {
+        self.read(|db| {
+            let mut statement = db.prepare(
+                "SELECT id, current_release FROM apps
+                 WHERE current_release IS NOT NULL AND NOT is_going ORDER BY id",
+            )?;
+            let serving = statement.query_map([], |row| {
+                Ok((AppId(unsigned(row.get(0)?)), ReleaseNumber(unsigned(row.get(1)?))))
+            })?;
+            serving
+                .map(|row| {
+                    let (app, release) = row?;
+                    deployment(db, app, release)
+                })
+                .collect()
+        })
+        .await
+    }
+
     /// What the release that serves is made of.
     pub(crate) async fn current_deployment(&self, app: AppId) -> Result<Option<DeploymentParts>> {
         self.read(move |db| match app_by_id(db, app)?.current {

@@ -34,7 +34,7 @@ use crate::{
 pub(crate) use self::{
     apps::{AppRow, DeploymentParts, NewRelease, StoredVariable},
     domains::DomainRow,
-    operations::{NewOperation, OperationRow, StoredChange},
+    operations::{Keyed, NewOperation, OperationRow, StoredChange},
     people::{NewInvitation, NewTokenRow, SignedIn},
     records::Remembered,
     resources::Needed,

@@ -31,9 +31,19 @@ pub(crate) struct NewOperation {
     /// The release to bring to serve, if it is there already.
     pub(crate) release: Option<ReleaseNumber>,
     pub(crate) steps: &'static [&'static str],
+    /// The idempotency key of the request, so that it finds this operation again.
+    pub(crate) keyed: Option<Keyed>,
     /// What it does, for the audit log.
     pub(crate) action: &'static str,
     pub(crate) detail: Option<String>,
+}
+
+/// A request with an idempotency key.
+#[derive(Clone, Debug)]
+pub(crate) struct Keyed {
+    /// Whose key.
+    pub(crate) caller: String,
+    pub(crate) key: String,
 }
 
 /// An operation as it is kept.
@@ -110,6 +120,9 @@ impl State {
             for (position, name) in operation.steps.iter().enumerate() {
                 statement.execute(params![operation.id.as_str(), sql_place(position), name])?;
             }
+            if let Some(Keyed { caller, key }) = &operation.keyed {
+                super::records::answer_with_operation(db, caller, key, &operation.id)?;
+            }
             db.prepare_cached(
                 "DELETE FROM operations WHERE app_id = ?1 AND progress <> 'running' AND id NOT IN
                  (SELECT id FROM operations WHERE app_id = ?1 ORDER BY created_ms DESC LIMIT ?2)",
@@ -137,6 +150,24 @@ impl State {
                 .query_row(params![id.as_str(), sql_int(team.0)], operation_row)
                 .optional()?;
             with_steps(db, found.ok_or(Error::NotFound { noun: "operation" })?)
+        })
+        .await
+    }
+
+    /// An operation, and the name of its team.
+    pub(crate) async fn operation_and_team(&self, id: OperationId) -> Result<(OperationRow, TeamName)> {
+        self.read(move |db| {
+            let found = db
+                .prepare_cached(&format!("SELECT {OPERATION_COLUMNS} FROM operations WHERE id = ?1"))?
+                .query_row([id.as_str()], operation_row)
+                .optional()?;
+            let row = with_steps(db, found.ok_or(Error::NotFound { noun: "operation" })?)?;
+            let team: String = db.query_row(
+                "SELECT name FROM teams WHERE id = (SELECT team_id FROM operations WHERE id = ?1)",
+                [id.as_str()],
+                |row| row.get(0),
+            )?;
+            Ok((row, stored(TeamName::new(&team))?))
         })
         .await
     }

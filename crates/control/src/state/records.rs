@@ -1,13 +1,13 @@
 //! The audit log, answers by idempotency key, and what `ingress` keeps here.
 
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{Actor, State, is_taken, now_ms, record, sql_int, stored, unsigned};
 use crate::{
     credential::Hash,
     error::{Error, Result},
     model::AuditEntry,
-    names::{TeamId, TokenId},
+    names::{OperationId, TeamId, TokenId},
 };
 
 /// How long answers are kept by their idempotency key: longer than any client tries again.
@@ -16,12 +16,17 @@ const KEPT_ANSWERS_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Answers that are forgotten at once, so that no request waits for a large sweep.
 const SWEPT_ANSWERS_COUNT: u32 = 100;
 
+/// In place of a status: the answer is an operation's id.
+const OPERATION: u16 = 0;
+
 /// What is known of an idempotency key.
 pub(crate) enum Remembered {
     /// Nothing: the request is this one's to answer.
     New,
     /// It was answered. The answer is sealed.
     Answered { status: u16, answer: Vec<u8> },
+    /// It began an operation, and the process ended before it was answered.
+    Operation(OperationId),
     /// It was used for another request.
     Other,
     /// Its first request runs.
@@ -106,6 +111,10 @@ impl State {
                         let answer: Option<Vec<u8>> = row.get(2)?;
                         Ok(match (status, answer) {
                             _ if first != request => Remembered::Other,
+                            (Some(OPERATION), Some(id)) => {
+                                let id = stored(String::from_utf8(id))?;
+                                Remembered::Operation(stored(OperationId::new(&id))?)
+                            }
                             (Some(status), Some(answer)) => Remembered::Answered { status, answer },
                             _ => Remembered::Running,
                         })
@@ -191,4 +200,16 @@ impl State {
         })
         .await
     }
+}
+
+/// Lets a request find the operation that it began, in the transaction that begins it.
+pub(super) fn answer_with_operation(
+    db: &Connection,
+    caller: &str,
+    key: &str,
+    operation: &OperationId,
+) -> Result<()> {
+    db.prepare_cached("UPDATE idempotency SET status = ?3, answer = ?4 WHERE caller = ?1 AND key = ?2")?
+        .execute(params![caller, key, OPERATION, operation.as_str().as_bytes()])?;
+    Ok(())
 }

@@ -172,6 +172,35 @@ async fn a_request_with_a_key_is_carried_out_once() {
 }
 
 #[tokio::test]
+async fn a_request_finds_its_operation_also_when_its_answer_was_lost() {
+    let (world, alice) = world().await;
+    world.machine.calls.lock().unwrap().clear();
+    *world.machine.stops_in.lock().unwrap() = Some("compile");
+    let image = world.push("shop", "web", 2);
+    let path = format!("{APP}/releases");
+    let body = json!({ "image": image }).to_string();
+    let headers = [("idempotency-key", "one")];
+    // As if the process had ended before the answer was kept: what is kept then was written
+    // with the operation.
+    let db = rusqlite::Connection::open(world.folder.path().join("state.db")).unwrap();
+    db.execute_batch(
+        "CREATE TRIGGER lose BEFORE UPDATE ON idempotency WHEN OLD.status = 0
+         BEGIN SELECT RAISE(IGNORE); END",
+    )
+    .unwrap();
+    let first = world.send(Method::POST, &path, Some(&alice), &headers, body.clone()).await.ok().json();
+    let world = world.restart().await;
+    world.control.resume().await.unwrap();
+    let again = world.send(Method::POST, &path, Some(&alice), &headers, body).await.ok();
+    assert_eq!(again.status, StatusCode::ACCEPTED);
+    assert_eq!(again.json()["id"], first["id"]);
+    assert_eq!(world.wait(&alice, "shop", &again.json()).await["progress"], "done");
+    assert_eq!(current(&world, &alice).await, 2);
+    let releases = world.get(&path, &alice).await.ok().json();
+    assert_eq!(releases["items"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn the_policy_refuses_and_asks_with_both_lines() {
     let policy = "[default]\napprove = [\"outbound\"]\n[team.shop]\noutbound = [\"https://*.example.com\"]\n";
     let world = World::with_policy(policy).await;
