@@ -269,6 +269,7 @@ impl Node {
         settings.log_name = Some(release.app.to_string());
         settings.variables.extend(described.variables);
         settings.ceilings = described.ceilings;
+        settings.granted_hosts = Some(described.granted_hosts);
         settings.blocked_networks = Some(described.blocked_networks);
         let loaded = self.runtime.load(&app, &settings, &stores, entry.outcomes()).await?;
         let version =

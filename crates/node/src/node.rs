@@ -410,6 +410,7 @@ mod tests {
                 key_value_stores: Default::default(),
                 sqlite_databases: Default::default(),
                 ceilings: Default::default(),
+                granted_hosts: Vec::new(),
                 blocked_networks: Default::default(),
             })
         }

@@ -30,7 +30,10 @@ use std::{
 
 use indexmap::IndexMap;
 use wisp_capability::resource::Resource;
-use wisp_manifest::{allowed_hosts::BlockedNetworks, model::Limits};
+use wisp_manifest::{
+    allowed_hosts::{AllowedHost, BlockedNetworks},
+    model::Limits,
+};
 use wisp_trigger::http::HttpApp;
 
 use crate::{
@@ -76,6 +79,8 @@ pub struct Release {
     pub sqlite_databases: IndexMap<String, Resource>,
     /// What its components may have at most.
     pub ceilings: Limits,
+    /// Destinations that the operator grants; what its manifest names beyond is refused.
+    pub granted_hosts: Vec<AllowedHost>,
     /// Networks that it may not reach, whatever its manifest names.
     pub blocked_networks: BlockedNetworks,
 }

@@ -388,7 +388,7 @@ impl Runtime {
             sqlite: provided.sqlite,
             outbound: outbound::Grant::new(
                 id.clone(),
-                self.allowed_hosts(component, resolver).await?,
+                self.allowed_hosts(component, resolver, settings).await?,
                 self.blocked_networks(settings),
                 self.outbound_limits.clone(),
             ),
@@ -417,13 +417,22 @@ impl Runtime {
         &self,
         component: &Component,
         resolver: &Arc<Resolver>,
+        settings: &AppSettings,
     ) -> Result<AllowedHosts, Error> {
         let templates = &component.allowed_outbound_hosts;
         let values = resolver.values_for(templates).await?;
-        AllowedHosts::resolve(templates, |name| values.get(name)).map_err(|cause| Error::AllowedHosts {
-            component: component.id.to_string(),
-            message: cause.to_string(),
-        })
+        let refused = |message: String| Error::AllowedHosts { component: component.id.to_string(), message };
+        let allowed = AllowedHosts::resolve(templates, |name| values.get(name))
+            .map_err(|cause| refused(cause.to_string()))?;
+        // Values of variables may lead where nobody looked when the manifest was judged.
+        if let Some(granted) = &settings.granted_hosts
+            && let Some(beyond) = allowed
+                .iter()
+                .find(|asked| !asked.is_own_app() && !granted.iter().any(|granted| granted.covers(asked)))
+        {
+            return Err(refused(format!("`{beyond}` is not among what the operator grants")));
+        }
+        Ok(allowed)
     }
 
     fn blocked_networks(&self, settings: &AppSettings) -> BlockedNetworks {

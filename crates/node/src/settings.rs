@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use wisp_capability::wasi::{LogReceiver, logs::Follow};
 use wisp_engine::EngineConfig;
 use wisp_manifest::{
-    allowed_hosts::BlockedNetworks,
+    allowed_hosts::{AllowedHost, BlockedNetworks},
     model::{Limits, Reuse},
     runtime_config::RuntimeConfig,
 };
@@ -68,6 +68,8 @@ pub struct AppSettings {
     pub use_variables_providers: bool,
     /// What the app is called in logs and accounts, where there are many apps.
     pub log_name: Option<String>,
+    /// Destinations that it may be allowed at all; `None` are all.
+    pub granted_hosts: Option<Vec<AllowedHost>>,
     /// Networks that it may not reach; `None` are those of the runtime configuration.
     pub blocked_networks: Option<BlockedNetworks>,
 }

@@ -34,7 +34,7 @@ use wisp_control::{
 };
 use wisp_engine::Engine;
 use wisp_ingress::{Rate, RateLimits, Resolver as _, SystemResolver};
-use wisp_manifest::{App, id::VariableName, model::Source};
+use wisp_manifest::{App, allowed_hosts::AllowedHost, id::VariableName, model::Source};
 use wisp_node::{
     Change as NodeChange, ChangeKind as NodeChangeKind, HostName, Node, Release, ReleaseId, Releases, Staged,
     Swapped,
@@ -847,13 +847,18 @@ impl Releases for Descriptions {
             let of_kind = deployment.links.iter().filter(|link| link.resource.kind == kind);
             of_kind.map(|link| (link.label.to_string(), store_file(stores, &link.resource))).collect()
         };
-        let Grants { blocked_networks, limits, .. } = &*deployment.grants;
+        let Grants { outbound, blocked_networks, limits, .. } = &*deployment.grants;
+        let granted = outbound.iter().map(|pattern| AllowedHost::parse(pattern));
+        let granted_hosts = granted
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| refused(format!("the policy grants what is no destination: {error}")))?;
         Ok(Release {
             folder: folder.clone(),
             variables,
             key_value_stores: links(ResourceKind::KeyValue),
             sqlite_databases: links(ResourceKind::Sqlite),
             ceilings: *limits,
+            granted_hosts,
             blocked_networks: blocked_networks.clone(),
         })
     }

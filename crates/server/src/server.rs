@@ -13,6 +13,7 @@ use std::{
 use axum::Router;
 use futures::{FutureExt as _, future::BoxFuture};
 use rustix::fs::{FlockOperation, flock};
+use tokio::signal::unix::{SignalKind, signal};
 use wisp_control::{Control, Platform as _, RegistryAction, names::ChangeNumber};
 use wisp_engine::{EngineConfig, ImageStore, SigningKey};
 use wisp_image::{
@@ -319,6 +320,7 @@ impl Server {
                 Err(error) => tracing::warn!(code = error.code(), "the server before has ended: {error}"),
             }
         }
+        self.runtime.spawn(reload_policy(self.control.clone()));
         let offer = Offer::bind(&self.handover)?;
         let names = [HTTP, HTTPS];
         let mut sockets = Vec::new();
@@ -357,6 +359,22 @@ impl Server {
         self.logs.flush();
         self.runtime.shutdown_timeout(OPERATIONS_GRACE);
         Ok(result?)
+    }
+}
+
+/// Reads the policy again at each SIGHUP.
+async fn reload_policy(control: Arc<Control>) {
+    let Ok(mut hang_up) = signal(SignalKind::hangup()) else {
+        tracing::warn!("SIGHUP cannot be received: a changed policy counts after a restart");
+        return;
+    };
+    while hang_up.recv().await.is_some() {
+        match control.reload_policy().await {
+            Ok(()) => tracing::info!("the policy was read again"),
+            Err(error) => {
+                tracing::error!(code = error.code(), "the policy stays as it was: {error}");
+            }
+        }
     }
 }
 

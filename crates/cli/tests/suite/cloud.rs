@@ -15,8 +15,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Cloud, Connection, Person, RunningCloud, WAIT_LIMIT, finish, have, json_of, manifest_of, try_request,
-    wisp,
+    Cloud, Connection, Person, RunningCloud, Upstream, WAIT_LIMIT, finish, have, json_of, manifest_of, query,
+    try_request, wisp,
 };
 
 /// A guest that is small and has key-value stores and databases.
@@ -364,6 +364,76 @@ fn an_app_that_is_asked_too_often_is_refused_and_others_are_not() {
     assert_eq!(refused.status, 429);
     assert!(refused.header("retry-after").is_some());
     assert_eq!(running.get(&person.host("quiet"), "/").expect(), "quiet");
+    running.stop();
+}
+
+#[test]
+fn an_app_reaches_no_private_network_unless_the_policy_opens_it() {
+    if !have(&[GUEST]) {
+        return;
+    }
+    let upstream = Upstream::start();
+    let cloud = Cloud::new();
+    fs::write(cloud.path("wisp.toml"), "policy = \"policy.toml\"\n").unwrap();
+    fs::write(cloud.path("policy.toml"), "[default]\n").unwrap();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    let manifest = manifest_of(GUEST, "1", "allowed_outbound_hosts = [\"http://*:*\"]");
+    person.deploy(&cloud.app("guest", &manifest), &["--app", "guest"]);
+    // By address, and by a name that leads there.
+    let port = upstream.address.port();
+    let fetch = |host: &str| {
+        let url = format!("http://{host}:{port}/");
+        running.get(&person.host("guest"), &query("/fetch", &[("url", &url)])).json()
+    };
+    for host in ["127.0.0.1", "localhost"] {
+        assert!(fetch(host)["error"].is_string(), "{host}: {}", fetch(host));
+    }
+    fs::write(cloud.path("policy.toml"), "[default]\nopen_networks = [\"127.0.0.0/8\"]\n").unwrap();
+    running.signal(rustix::process::Signal::HUP);
+    let end = Instant::now() + WAIT_LIMIT;
+    while fetch("127.0.0.1")["ok"]["status"] != 200 {
+        assert!(Instant::now() < end, "the policy is not read again: {}", fetch("127.0.0.1"));
+    }
+    running.stop();
+}
+
+#[test]
+fn secrets_reach_the_app_and_no_file() {
+    if !have(&[GUEST]) {
+        return;
+    }
+    const SECRET: &str = "c0rrect-h0rse-battery-staple";
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    let manifest = manifest_of(GUEST, "1", "variables = { token = \"{{ token }}\" }")
+        + "[variables]\ntoken = { required = true, secret = true }\n";
+    person.of_team("POST", "apps", Some(&json!({ "name": "guest" })));
+    person.of_team("PATCH", "apps/guest/secrets", Some(&json!({ "set": { "token": SECRET } })));
+    person.deploy(&cloud.app("guest", &manifest), &["--app", "guest"]);
+    let path = "/variable?name=token";
+    assert_eq!(running.get(&person.host("guest"), path).ok(), SECRET);
+    let shown = person.of_team("GET", "apps/guest/variables", None);
+    assert!(!shown.to_string().contains(SECRET), "{shown}");
+    running.kill();
+    let mut folders = vec![cloud.path("data")];
+    let mut files_count = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(bytes) = fs::read(&path) {
+                files_count += 1;
+                let is_in_it = bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes());
+                assert!(!is_in_it, "{}", path.display());
+            }
+        }
+    }
+    assert!(files_count > 8, "{files_count}");
+    let running = cloud.start();
+    assert_eq!(running.get(&person.host("guest"), path).ok(), SECRET);
     running.stop();
 }
 
