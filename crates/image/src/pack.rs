@@ -32,6 +32,12 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// The label that makes configurations of different apps different.
 const LOCKED_APP_LABEL: &str = "com.fermyon.spin.lockedAppDigest";
 
+/// The key of the locked app's metadata under which SQL migrations are, by file name.
+pub(crate) const MIGRATIONS_KEY: &str = "wisp_migrations";
+
+/// The most bytes of all migrations together: they are in the locked app.
+const MAX_MIGRATIONS_BYTES: u64 = 4 << 20;
+
 /// How an app is packed.
 #[derive(Clone, Debug, Default)]
 pub struct PackOptions {
@@ -110,7 +116,35 @@ pub fn pack(app: &App, options: &PackOptions) -> Result<Image, Error> {
     for (files, locked) in placed.into_iter().zip(&mut locked.components) {
         locked.set_files(packing.place(files, archives)?);
     }
+    if let Some(folder) = &app.wisp.migrations {
+        locked.metadata.insert(MIGRATIONS_KEY.to_owned(), migrations(&app.directory.join(folder))?);
+    }
     packing.finish(locked, options)
+}
+
+/// The files of SQL statements in a folder, by name.
+fn migrations(folder: &Path) -> Result<serde_json::Value, Error> {
+    let mut found = serde_json::Map::new();
+    let mut total_bytes = 0;
+    for entry in fs::read_dir(folder).map_err(Error::file("read", folder))? {
+        let path = entry.map_err(Error::file("read", folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.ends_with(".sql") {
+            continue;
+        }
+        total_bytes += fs::metadata(&path).map_err(Error::file("read", &path))?.len();
+        if total_bytes > MAX_MIGRATIONS_BYTES {
+            return Err(Error::TooMuch {
+                what: "the size of the SQL migrations",
+                limit: MAX_MIGRATIONS_BYTES,
+            });
+        }
+        let sql = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+        found.insert(name.to_owned(), sql.into());
+    }
+    // The same image wherever it is packed.
+    found.sort_keys();
+    Ok(found.into())
 }
 
 impl Image {

@@ -4,6 +4,7 @@
 //! FOLDER/spin.lock               the app, its content by paths
 //! FOLDER/components/DIGEST.wasm  its components
 //! FOLDER/files/COMPONENT/…       the files that a component sees
+//! FOLDER/migrations/NAME.sql     the SQL migrations that the app brings
 //! ```
 //!
 //! The folder is made under another name, synced, and renamed: it is complete or not
@@ -24,6 +25,7 @@ use crate::blobs::{Blobs, verify};
 use crate::format::{
     ARCHIVE, Descriptor, IMAGE_CONFIG, ImageManifest, LOCKED_APP, MAX_INLINE_BYTES, MAX_MANIFEST_BYTES,
 };
+use crate::pack::MIGRATIONS_KEY;
 use crate::{Digest, Error, Hasher};
 
 /// The largest archive when it is unpacked: as large as a blob may be.
@@ -34,6 +36,7 @@ const MAX_ARCHIVE_BYTES: u64 = 10 << 30;
 const EMPTY_FILE: &str = "com.fermyon.spin.application.layer.isEmpty";
 
 const COMPONENTS: &str = "components";
+const MIGRATIONS: &str = "migrations";
 const FILES: &str = "files";
 
 /// What archives held, until it is placed.
@@ -132,6 +135,9 @@ impl Unpacking<'_> {
     /// Puts content where it belongs, and its paths in the place of digests.
     async fn place(&mut self, mut locked: LockedApp) -> Result<LockedApp, Error> {
         locked.metadata.remove("origin");
+        if let Some(migrations) = locked.metadata.remove(MIGRATIONS_KEY) {
+            self.migrations(&migrations)?;
+        }
         for component in &mut locked.components {
             component.source.content = self.component(&component.source.content).await?;
             for dependency in component.dependencies.values_mut() {
@@ -158,6 +164,19 @@ impl Unpacking<'_> {
             }
         }
         Ok(locked)
+    }
+
+    /// Writes SQL migrations, each to a file.
+    fn migrations(&self, migrations: &serde_json::Value) -> Result<(), Error> {
+        for (name, sql) in migrations.as_object().into_iter().flatten() {
+            let mut parts = Path::new(name).components();
+            let is_name = matches!((parts.next(), parts.next()), (Some(PathComponent::Normal(_)), None));
+            let (true, Some(sql)) = (is_name && !name.contains('\0'), sql.as_str()) else {
+                return Err(Error::Place { path: name.clone() });
+            };
+            write(&self.root.join(MIGRATIONS).join(name), sql.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Writes a component, and says where.

@@ -3,7 +3,7 @@
 //! noted; the app is made only if nothing is.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indexmap::{IndexMap, IndexSet};
@@ -63,7 +63,10 @@ pub(crate) fn check(
     });
     let probe = checker
         .within("application.tool.wisp", |checker| checker.probe(wisp.and_then(|wisp| wisp.probe.as_ref())));
-    let wisp = WispAppSettings { limits, probe };
+    let migrations = checker.within("application.tool.wisp", |checker| {
+        checker.migrations(wisp.and_then(|wisp| wisp.migrations.as_ref()))
+    });
+    let wisp = WispAppSettings { limits, probe, migrations };
     let targets = checker.within("application", |checker| {
         checker.targets(application.as_ref().and_then(|application| application.targets.as_deref()))
     });
@@ -1185,6 +1188,21 @@ impl Checker<'_> {
             return None;
         }
         Some(path.value.clone())
+    }
+
+    fn migrations(&mut self, folder: Option<&At<String>>) -> Option<PathBuf> {
+        let folder = folder?;
+        let path = Path::new(&folder.value);
+        let is_inside = !folder.value.is_empty()
+            && path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        if !is_inside {
+            self.within("migrations", |checker| {
+                let hint = Some("write for example `migrations`");
+                checker.context.invalid(folder.span, "must be a folder beside the manifest", hint);
+            });
+            return None;
+        }
+        Some(path.to_owned())
     }
 
     fn positive<T: Copy + Default + PartialEq>(

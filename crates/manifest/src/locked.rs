@@ -831,6 +831,9 @@ fn app_metadata(app: &App) -> FreeTable {
     if let Some(probe) = &app.wisp.probe {
         settings.insert("probe".to_owned(), json!(probe));
     }
+    if let Some(folder) = &app.wisp.migrations {
+        settings.insert("migrations".to_owned(), json!(folder));
+    }
     let mut wisp = FreeTable::new();
     put_table(&mut wisp, "settings", settings);
     put_table(&mut wisp, "tools", tools(&app.tools));

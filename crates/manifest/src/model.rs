@@ -401,6 +401,8 @@ pub struct WispAppSettings {
     pub limits: Limits,
     /// The path of a request that shows whether a new version works.
     pub probe: Option<String>,
+    /// The folder with SQL statements that a release brings, relative to the manifest.
+    pub migrations: Option<PathBuf>,
 }
 
 /// What an author asks of Wisp for a component: `[component.ID.tool.wisp]`.

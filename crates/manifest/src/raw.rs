@@ -117,6 +117,9 @@ table! {
         /// A path that each new version is asked for once: if the answer is a status of
         /// 500 or above, the version is not taken. For nodes with many apps.
         probe: Option<At<String>>,
+        /// A folder with files of SQL statements (`*.sql`). Each is run once, in the order
+        /// of names, on the database `default`, before the release that brings it serves.
+        migrations: Option<At<String>>,
     }
 }
 

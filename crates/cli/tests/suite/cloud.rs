@@ -399,6 +399,40 @@ fn an_app_reaches_no_private_network_unless_the_policy_opens_it() {
 }
 
 #[test]
+fn migrations_come_with_a_release_and_are_applied_once() {
+    if !have(&[GUEST]) {
+        return;
+    }
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    let manifest = guest_manifest("1") + "[application.tool.wisp]\nmigrations = \"sql\"\n";
+    let folder = cloud.app("guest", &manifest);
+    fs::create_dir(folder.join("sql")).unwrap();
+    let first =
+        "CREATE TABLE carts (id INTEGER PRIMARY KEY, item TEXT); INSERT INTO carts (item) VALUES ('tea');";
+    fs::write(folder.join("sql/001-carts.sql"), first).unwrap();
+    let rows = || {
+        let asked = json!({ "statement": "SELECT * FROM carts" });
+        person.of_team("POST", "sqlite/guest.default/query", Some(&asked))
+    };
+    for _ in 0..2 {
+        person.deploy(&folder, &["--app", "guest"]);
+        assert_eq!(rows()["rows"], json!([[1, "tea"]]));
+    }
+    fs::write(folder.join("sql/002-price.sql"), "ALTER TABLE carts ADD COLUMN price INTEGER DEFAULT 3;")
+        .unwrap();
+    fs::write(folder.join("sql/003-broken.sql"), "INSERT INTO nowhere VALUES (1);").unwrap();
+    let refused = person.try_deploy(&folder, &["--app", "guest"]);
+    assert!(refused.stderr.contains("003-broken.sql"), "{}", refused.stderr);
+    assert_eq!(rows()["columns"], json!(["id", "item"]), "nothing of it was applied");
+    fs::remove_file(folder.join("sql/003-broken.sql")).unwrap();
+    person.deploy(&folder, &["--app", "guest"]);
+    assert_eq!(rows()["rows"], json!([[1, "tea", 3]]));
+    running.stop();
+}
+
+#[test]
 fn secrets_reach_the_app_and_no_file() {
     if !have(&[GUEST]) {
         return;
