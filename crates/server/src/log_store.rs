@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread,
@@ -67,6 +67,8 @@ pub struct LogStore {
     folder: PathBuf,
     queue: SyncSender<Message>,
     dropped_count: AtomicU64,
+    /// Nobody may follow any more.
+    is_closed: AtomicBool,
     /// Who follows which app.
     followers: Mutex<HashMap<Box<str>, broadcast::Sender<Arc<Numbered>>>>,
 }
@@ -139,8 +141,13 @@ impl LogStore {
     /// What the operating system says.
     pub fn start(folder: PathBuf, limits: LogLimits) -> io::Result<Arc<Self>> {
         let (queue, messages) = sync_channel(QUEUE_COUNT);
-        let store =
-            Arc::new(Self { folder, queue, dropped_count: AtomicU64::new(0), followers: Mutex::default() });
+        let store = Arc::new(Self {
+            folder,
+            queue,
+            dropped_count: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
+            followers: Mutex::default(),
+        });
         let writer = Writer { store: store.clone(), limits, open: Vec::new() };
         thread::Builder::new().name("wisp-app-logs".into()).spawn(move || writer.run(&messages))?;
         Ok(store)
@@ -171,10 +178,18 @@ impl LogStore {
         }
     }
 
+    /// Ends what follows logs, now and from now on: the server is ending, and would wait
+    /// for responses that never end by themselves.
+    pub(crate) fn stop_following(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Reads an app's log. Blocks.
     pub(crate) fn read(&self, app: &str, query: &LogQuery) -> Reading {
         // Enlisted first, so that nothing falls between the files and what follows.
-        let receiver = query.follow.then(|| self.subscribe(app));
+        let may_follow = query.follow && !self.is_closed.load(Ordering::Relaxed);
+        let receiver = may_follow.then(|| self.subscribe(app));
         self.flush();
         let folder = self.folder_of(app);
         let mut records = std::collections::VecDeque::new();
@@ -471,6 +486,8 @@ mod tests {
         store.receive("team/one", "cart", StandardStream::Stderr, b"third\n");
         let next = following.live.as_mut().unwrap().next().await.unwrap();
         assert_eq!((next.text.as_str(), next.stream.as_str()), ("third", "stderr"));
+        store.stop_following();
+        assert!(following.live.as_mut().unwrap().next().await.is_none());
         store.forget("team/one");
         assert_eq!(texts(&store.read("team/one", &LogQuery::default())), [] as [&str; 0]);
         assert_eq!(texts(&store.read("team/other", &LogQuery::default())), ["of another"]);

@@ -332,7 +332,7 @@ impl Server {
         let mut handed_over = None;
         let result = self.http.run(self.node.clone(), async {
             let sockets: Vec<_> = sockets.iter().map(|(name, socket)| (*name, socket.as_fd())).collect();
-            tokio::select! {
+            let ending = tokio::select! {
                 () = shutdown => Ending::Stop,
                 successor = offer.handed_over(&sockets) => match successor {
                     Ok(successor) => {
@@ -344,7 +344,9 @@ impl Server {
                         std::future::pending().await
                     }
                 },
-            }
+            };
+            self.logs.stop_following();
+            ending
         });
         self.certificates.stop();
         drop(_entered);

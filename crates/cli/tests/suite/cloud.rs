@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     net::{SocketAddr, UdpSocket},
+    process::Stdio,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,8 +16,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Cloud, Connection, Person, RunningCloud, Upstream, WAIT_LIMIT, finish, have, json_of, manifest_of, query,
-    try_request, wisp,
+    Cloud, Connection, Output, Person, RunningCloud, Upstream, WAIT_LIMIT, finish, have, json_of,
+    manifest_of, query, try_request, wisp,
 };
 
 /// A guest that is small and has key-value stores and databases.
@@ -430,6 +431,27 @@ fn migrations_come_with_a_release_and_are_applied_once() {
     person.deploy(&folder, &["--app", "guest"]);
     assert_eq!(rows()["rows"], json!([[1, "tea", 3]]));
     running.stop();
+}
+
+#[test]
+fn a_log_is_followed_until_the_server_ends() {
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "hello"), &[]);
+    let mut command = person.wisp(&["logs", "site", "--follow"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = Output::of(child.stdout.take().unwrap());
+    // It may begin to follow after the first request; then it finds that one in the log.
+    running.get(&person.host("site"), "/first");
+    lines.wait_for_text("/first");
+    running.get(&person.host("site"), "/second");
+    lines.wait_for_text("/second");
+    let started = Instant::now();
+    running.stop();
+    assert!(started.elapsed() < Duration::from_secs(20), "it waits for who follows: {:?}", started.elapsed());
+    drop(child.kill());
+    drop(child.wait());
 }
 
 #[test]
