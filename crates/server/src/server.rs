@@ -51,6 +51,9 @@ const PLATFORM_THREADS_COUNT: usize = 2;
 /// How long operations may go on when the server stops. The next one goes on with them.
 const OPERATIONS_GRACE: Duration = Duration::from_secs(5);
 
+/// How often it is looked for what nobody needs any more.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
 /// Changes that are taken over at once from a server that hands over.
 const CHANGES_COUNT: usize = 1_000;
 
@@ -77,6 +80,7 @@ pub struct Server {
     /// The last change that the node knows of.
     last_change: ChangeNumber,
     machine: Arc<Machine>,
+    images: Arc<Images>,
     certificates: Certificates,
     handover: PathBuf,
     /// Held for as long as the server runs, or its successor.
@@ -177,7 +181,7 @@ impl Server {
         ));
         let access_log = AccessLog::start(&directory.access_log(), FileLimits::default())?;
         let rates = Arc::new(RateLimits::new());
-        let images = Arc::new(Images::new(registry.clone()));
+        let images = Arc::new(Images::new(registry.clone(), directory.releases()));
         let resolver = match settings.dns.value {
             Some(server) => SystemResolver::of(vec![server]),
             None => SystemResolver::system(),
@@ -185,7 +189,7 @@ impl Server {
         let machine = Arc::new(Machine::new(
             directory.clone(),
             node.clone(),
-            images,
+            images.clone(),
             compiler,
             logs.clone(),
             descriptions,
@@ -280,6 +284,7 @@ impl Server {
             inheritance,
             last_change,
             machine,
+            images,
             certificates,
             handover,
             lock,
@@ -321,6 +326,7 @@ impl Server {
             }
         }
         self.runtime.spawn(reload_policy(self.control.clone()));
+        self.runtime.spawn(sweep(self.control.clone(), self.images));
         let offer = Offer::bind(&self.handover)?;
         let names = [HTTP, HTTPS];
         let mut sockets = Vec::new();
@@ -376,6 +382,22 @@ async fn reload_policy(control: Arc<Control>) {
             Err(error) => {
                 tracing::error!(code = error.code(), "the policy stays as it was: {error}");
             }
+        }
+    }
+}
+
+/// Removes what nobody needs any more, for as long as the server runs.
+async fn sweep(control: Arc<Control>, images: Arc<Images>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let swept = async {
+            let in_use = control.images_in_use().await?;
+            images.sweep(in_use.into_iter().map(|(_, digest)| digest).collect()).await
+        };
+        match swept.await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!("{count} unpacked images were removed that no release is made of"),
+            Err(error) => tracing::warn!(code = error.code(), "what nobody needs stays: {error}"),
         }
     }
 }
