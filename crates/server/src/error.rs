@@ -178,3 +178,35 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::{fs, path::Path};
+
+    /// The codes that the crate's sources name.
+    fn codes() -> Vec<String> {
+        let mut codes = Vec::new();
+        for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
+            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+            for piece in text.split("\"WISP-E11").skip(1) {
+                if let Some(digits) = piece.get(..2).filter(|_| piece[2..].starts_with('"')) {
+                    codes.push(format!("WISP-E11{digits}"));
+                }
+            }
+        }
+        codes
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");
+        let docs = fs::read_to_string(path).unwrap();
+        let codes = codes();
+        assert!(codes.len() > 15, "{codes:?}");
+        for code in codes {
+            assert!(docs.contains(&format!("`{code}`")), "{code} is not in docs/errors.md");
+        }
+    }
+}

@@ -360,9 +360,9 @@ impl Server {
         if left_count > 0 {
             tracing::info!("{left_count} operations are not finished; the next start goes on with them");
         }
-        // From here on a successor may go on with them.
-        drop(handed_over);
         self.node.stop();
+        // From here on a successor may go on with them, and have the operator's address.
+        drop(handed_over);
         self.node.runtime().flush_logs();
         self.logs.flush();
         self.runtime.shutdown_timeout(OPERATIONS_GRACE);

@@ -3,8 +3,8 @@
 use std::{
     collections::HashMap,
     fs,
-    net::{SocketAddr, UdpSocket},
-    process::Stdio,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    process::{Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -452,6 +452,37 @@ fn a_log_is_followed_until_the_server_ends() {
     assert!(started.elapsed() < Duration::from_secs(20), "it waits for who follows: {:?}", started.elapsed());
     drop(child.kill());
     drop(child.wait());
+}
+
+#[test]
+fn every_app_has_a_certificate_of_the_local_authority() {
+    let cloud = Cloud::new();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    fs::write(cloud.path("wisp.toml"), format!("listen_tls = \"{address}\"\n")).unwrap();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    let report = person.deploy(&cloud.static_app("site", "hello"), &[]);
+    let url = report["url"].as_str().unwrap();
+    assert_eq!(url, format!("https://site.shop.localhost:{}", address.port()));
+    let authority = cloud.path("data/keys/local-authority/local-ca.pem");
+    let curl = |url: &str| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--cacert"]).arg(&authority).arg(url);
+        command.output().unwrap()
+    };
+    let answer = curl(url);
+    assert_eq!(
+        String::from_utf8_lossy(&answer.stdout),
+        "hello",
+        "{}",
+        String::from_utf8_lossy(&answer.stderr)
+    );
+    let version = curl(&format!("https://localhost:{}/api/v1/version", address.port()));
+    assert!(String::from_utf8_lossy(&version.stdout).contains("\"domain\""));
+    // A host that is nobody's is led to `https` as well; below `localhost` nobody is.
+    assert_eq!(running.get("www.shop.example", "/").status, 308);
+    assert_eq!(running.get(&person.host("site"), "/").expect(), "hello");
+    running.stop();
 }
 
 #[test]
