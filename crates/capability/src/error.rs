@@ -60,6 +60,16 @@ pub enum Error {
         /// What the store said.
         cause: String,
     },
+    /// A key cannot be read from outside of a guest.
+    #[error("cannot read key `{key}` of key-value store `{label}`: {cause}")]
+    KeyValueGet {
+        /// The label.
+        label: String,
+        /// The key.
+        key: String,
+        /// What the store said.
+        cause: String,
+    },
 
     // E031x: sqlite.
     /// A component lists an SQLite database that nothing defines.
@@ -330,6 +340,7 @@ impl Error {
             Self::KeyValueBackendUnsupported { .. } => "WISP-E0301",
             Self::KeyValueOpen { .. } => "WISP-E0302",
             Self::KeyValueSet { .. } => "WISP-E0303",
+            Self::KeyValueGet { .. } => "WISP-E0304",
             Self::SqliteDatabaseUnknown { .. } => "WISP-E0310",
             Self::SqliteBackendUnsupported { .. } => "WISP-E0311",
             Self::SqliteOpen { .. } => "WISP-E0312",
@@ -385,7 +396,7 @@ impl Error {
                  choose another directory with `--state-dir`"
                     .into(),
             ),
-            Self::KeyValueSet { .. } => None,
+            Self::KeyValueSet { .. } | Self::KeyValueGet { .. } => None,
             Self::SqliteExecute { .. } => Some("correct the statements given with `--sqlite`".into()),
             Self::DestinationNotAllowed { component, entry, .. } => {
                 Some(format!("add \"{entry}\" to `allowed_outbound_hosts` of component `{component}`"))

@@ -53,9 +53,11 @@ pub mod sqlite;
 mod testing;
 mod unavailable;
 pub mod variables;
+mod virtual_world;
 pub mod wasi;
 
 pub use error::Error;
 pub use grants::{Grants, RequestLimits};
 pub use host::{Host, Linkers};
+pub use virtual_world::VirtualWorld;
 pub(crate) use wisp_engine::Flavor;

@@ -57,6 +57,26 @@ pub(crate) enum Error {
         /// What the operating system said.
         cause: std::io::Error,
     },
+    /// Something on the way to an app that answers.
+    #[error(transparent)]
+    Develop(#[from] wisp_develop::Error),
+    /// Several of these.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<wisp_develop::Error>),
+    /// The command was not told something that it needs, or something that it does not know.
+    #[error("the command needs {what}")]
+    Missing {
+        /// What.
+        what: String,
+        /// How to tell it.
+        hint: String,
+    },
+    /// There is no such command.
+    #[error("there is no command `{name}`, and no program `wisp-{name}`")]
+    UnknownCommand {
+        /// What was asked for.
+        name: String,
+    },
     /// The runtime of the command cannot start.
     #[error("the command cannot start: {0}")]
     Start(std::io::Error),
@@ -104,7 +124,9 @@ impl Error {
     /// 2 if the command was used wrongly, else 1.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Flag { .. } => 2,
+            Self::Flag { .. } | Self::Missing { .. } | Self::UnknownCommand { .. } => 2,
+            Self::Develop(error) => error.exit_code(),
+            Self::Several(errors) => errors.iter().map(wisp_develop::Error::exit_code).max().unwrap_or(1),
             _ => 1,
         }
     }
@@ -112,7 +134,10 @@ impl Error {
     /// The stable code of this error, unless it is several.
     pub(crate) fn code(&self) -> Option<&str> {
         match self {
-            Self::Diagnostics(_) | Self::Load(_) => None,
+            Self::Diagnostics(_) | Self::Load(_) | Self::Several(_) => None,
+            Self::Develop(error) => Some(error.code()),
+            Self::Missing { .. } => Some("WISP-E0520"),
+            Self::UnknownCommand { .. } => Some("WISP-E0521"),
             Self::Node(error) => Some(error.code()),
             Self::Image(error) => Some(error.code()),
             Self::Serve(error) => Some(error.code()),
@@ -136,7 +161,12 @@ impl Error {
     /// What to do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Diagnostics(_) | Self::Load(_) => None,
+            Self::Diagnostics(_) | Self::Load(_) | Self::Several(_) => None,
+            Self::Develop(error) => error.hint(),
+            Self::Missing { hint, .. } => Some(hint.clone()),
+            Self::UnknownCommand { .. } => {
+                Some("`wisp --help` lists the commands; any `wisp-NAME` on the PATH is one too".into())
+            }
             Self::Node(error) => error.hint(),
             Self::Image(error) => error.hint(),
             Self::Serve(error) => error.hint(),

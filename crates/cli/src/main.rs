@@ -12,7 +12,7 @@ mod commands;
 mod error;
 mod output;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -26,9 +26,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(visible_alias = "n")]
+    New(commands::new::New),
+    #[command(visible_alias = "a")]
+    Add(commands::new::Add),
+    #[command(alias = "template")]
+    Templates(commands::templates::Templates),
+    #[command(visible_alias = "b")]
+    Build(commands::build::Build),
     /// Serve an app on this machine.
     #[command(visible_alias = "u")]
     Up(Box<commands::up::Up>),
+    #[command(visible_alias = "w")]
+    Watch(commands::watch::Watch),
+    Test(commands::test::Test),
+    Doctor(commands::doctor::Doctor),
+    Inspect(commands::inspect::Inspect),
     /// Push apps to registries as images, and pull them.
     #[command(visible_alias = "oci")]
     Registry(Box<commands::registry::Registry>),
@@ -46,6 +59,11 @@ enum Command {
     Restore(commands::backup::Restore),
     #[command(hide = true)]
     CompileImage(commands::compile_image::CompileImage),
+    Completions(commands::shell::Completions),
+    Man(commands::shell::Man),
+    /// A program `wisp-NAME` of the PATH.
+    #[command(external_subcommand)]
+    External(Vec<OsString>),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +76,17 @@ fn main() -> ExitCode {
     // is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match arguments.command {
+        Command::New(new) => new.run(),
+        Command::Add(add) => add.run(),
+        Command::Templates(templates) => templates.run(),
+        Command::Build(build) => build.run(),
+        Command::Watch(watch) => watch.run(),
+        Command::Test(test) => test.run(),
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
+        Command::External(arguments) => Err(commands::shell::run_external(&arguments)),
         Command::Up(up) => up.run(),
         Command::Registry(registry) => registry.run(),
         Command::Serve(serve) => serve.run(),

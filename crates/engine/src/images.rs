@@ -29,6 +29,13 @@ pub struct MappedImage {
     mapped: Weak<MappedImages>,
 }
 
+impl MappedImage {
+    /// The size of its file.
+    pub fn image_bytes(&self) -> u64 {
+        self.image_bytes
+    }
+}
+
 /// What is mapped in all. An image takes three mappings (what comes before its code,
 /// the code, what comes after) and one descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -102,6 +102,18 @@ struct Provided {
     sqlite: sqlite::Grant,
 }
 
+impl AppState {
+    /// The app's key-value stores.
+    pub fn stores(&self) -> &key_value::Stores {
+        &self.stores
+    }
+
+    /// The app's databases.
+    pub fn databases(&self) -> &sqlite::Databases {
+        &self.databases
+    }
+}
+
 impl Runtime {
     /// Makes what all apps of the process will share.
     ///
@@ -378,6 +390,7 @@ impl Runtime {
                 may_write: settings.may_write_files,
                 stdout: log(StandardStream::Stdout)?,
                 stderr: log(StandardStream::Stderr)?,
+                wall_clock: settings.world.clock.clone(),
             },
         )?;
         let grants = Grants {
@@ -392,7 +405,12 @@ impl Runtime {
                 self.blocked_networks(settings),
                 self.outbound_limits.clone(),
             ),
-            outbound_http: outbound_http::Grant::new(id, &self.client, local.clone()),
+            outbound_http: outbound_http::Grant::with_script(
+                id,
+                &self.client,
+                local.clone(),
+                settings.world.http.clone(),
+            ),
             ai_models: component.ai_models.iter().cloned().collect(),
             limits: request_limits(&limits),
         };

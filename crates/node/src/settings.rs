@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use wisp_capability::wasi::{LogReceiver, logs::Follow};
+use wisp_capability::{
+    VirtualWorld,
+    wasi::{LogReceiver, logs::Follow},
+};
 use wisp_engine::EngineConfig;
 use wisp_manifest::{
     allowed_hosts::{AllowedHost, BlockedNetworks},
@@ -72,6 +75,8 @@ pub struct AppSettings {
     pub granted_hosts: Option<Vec<AllowedHost>>,
     /// Networks that it may not reach; `None` are those of the runtime configuration.
     pub blocked_networks: Option<BlockedNetworks>,
+    /// What a test puts in the place of the world outside.
+    pub world: VirtualWorld,
 }
 
 /// Settings of a node: many apps in one process.

@@ -234,6 +234,19 @@ impl Stores {
         })
     }
 
+    /// The value of a key, as a test wants to know it after guests ran.
+    ///
+    /// # Errors
+    /// A label that is not configured; a store that cannot be read.
+    pub async fn get(&self, label: &str, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        let store = self.store(label)?;
+        store.get(key).await.map_err(|cause| Error::KeyValueGet {
+            label: label.to_owned(),
+            key: key.to_owned(),
+            cause: cause.0,
+        })
+    }
+
     fn store(&self, label: &str) -> Result<Arc<dyn Store>, Error> {
         let Some(config) = self.configs.get(label) else {
             let mut known: Vec<String> = self.configs.keys().cloned().collect();

@@ -24,6 +24,7 @@ mod connect;
 mod local;
 mod pool;
 mod relative;
+mod script;
 mod tls;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ use wisp_manifest::allowed_hosts::{SELF_HOST, chained_component};
 
 pub use client::{Client, DEFAULT_TIMEOUT, HTTP2_PRIOR_KNOWLEDGE_VARIABLE, Settings};
 pub use local::{LocalDepth, LocalDispatch, LocalSlot, LocalTarget, MAX_LOCAL_DEPTH_COUNT};
+pub use script::Script;
 pub use tls::ClientTls;
 
 use crate::outbound::{self, Destination};
@@ -77,14 +79,26 @@ struct Inner {
     client: Arc<Client>,
     tls: ComponentTls,
     local: LocalSlot,
+    /// Answers in the place of the network.
+    script: Option<Arc<dyn Script>>,
 }
 
 impl Grant {
     /// For `component`, through the process's client.
     pub fn new(component: &str, client: &Arc<Client>, local: LocalSlot) -> Self {
+        Self::with_script(component, client, local, None)
+    }
+
+    /// The same, but a script answers in the place of the network, if there is one.
+    pub fn with_script(
+        component: &str,
+        client: &Arc<Client>,
+        local: LocalSlot,
+        script: Option<Arc<dyn Script>>,
+    ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let inner = Inner { number, client: client.clone(), tls: client.tls_of(component), local };
+        let inner = Inner { number, client: client.clone(), tls: client.tls_of(component), local, script };
         Self { inner: Arc::new(inner) }
     }
 }
@@ -226,9 +240,17 @@ async fn send(
         };
         return grant.send_local(target, request, options, depth).await;
     }
-    outbound.check(&destination).map_err(|_| HttpError::HttpRequestDenied)?;
+    if outbound.check(&destination).is_err() {
+        if let Some(script) = &grant.inner.script {
+            script.refused(outbound.component(), request.method(), request.uri());
+        }
+        return Err(HttpError::HttpRequestDenied);
+    }
     let place = sending.open()?;
-    let Inner { number, client, tls, .. } = &*grant.inner;
+    let Inner { number, client, tls, script, .. } = &*grant.inner;
+    if let Some(script) = script {
+        return script::answer(&**script, outbound.component(), request).await;
+    }
     let sender = Sender { client: *number, outbound, tls };
     let (response, request_sent) = client.send(sender, destination, request, options).await?;
     let response = response.map(|body| {

@@ -391,7 +391,7 @@ impl ToSql for Value {
     }
 }
 
-fn value(row: &rusqlite::Row<'_>, index: usize) -> Result<Value, SqlError> {
+pub(super) fn value(row: &rusqlite::Row<'_>, index: usize) -> Result<Value, SqlError> {
     let value = row.get_ref(index).map_err(|cause| SqlError::Io(cause.to_string()))?;
     Ok(match value {
         ValueRef::Null => Value::Null,

@@ -276,6 +276,33 @@ impl Databases {
         result.and_then(|()| Err(failed("a transaction is not ended with COMMIT".into())))
     }
 
+    /// The rows that a statement returns, as a test wants to know them after guests ran.
+    /// Blocks until they are there.
+    ///
+    /// # Errors
+    /// A label that is not configured; a statement that fails.
+    pub fn query(&self, label: &str, statement: &str) -> Result<Vec<Vec<Value>>, Error> {
+        let failed = |cause: rusqlite::Error| Error::SqliteExecute {
+            label: label.to_owned(),
+            cause: cause.to_string(),
+        };
+        let database = self.link(label)?.database;
+        let anchor = database.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut statement = anchor.prepare(statement).map_err(failed)?;
+        let columns_count = statement.column_count();
+        let mut rows = statement.query([]).map_err(failed)?;
+        let mut values = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let row: Result<Vec<Value>, SqlError> =
+                (0..columns_count).map(|column| connection::value(row, column)).collect();
+            values.push(row.map_err(|cause| Error::SqliteExecute {
+                label: label.to_owned(),
+                cause: format!("{cause:?}"),
+            })?);
+        }
+        Ok(values)
+    }
+
     fn link(&self, label: &str) -> Result<Link, Error> {
         let Some(config) = self.configs.get(label) else {
             let mut known: Vec<String> = self.configs.keys().cloned().collect();

@@ -21,9 +21,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use wasmtime::component::Linker;
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+use wasmtime_wasi::clocks::HostWallClock;
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
@@ -65,6 +67,27 @@ pub struct Settings {
     pub stdout: LogSink,
     /// Where its standard error goes.
     pub stderr: LogSink,
+    /// What time it is, if not the machine's.
+    pub wall_clock: Option<Arc<dyn WallClock>>,
+}
+
+/// Says what time it is, in the place of the machine's clock.
+pub trait WallClock: Send + Sync {
+    /// The time since 1970.
+    fn now(&self) -> Duration;
+}
+
+/// The same, as Wasmtime wants it.
+struct OtherClock(Arc<dyn WallClock>);
+
+impl HostWallClock for OtherClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
 }
 
 /// Environment, files and standard streams of a component.
@@ -76,6 +99,7 @@ pub struct Grant {
     filesystem: Option<WasiFilesystemCtx>,
     stdout: LogSink,
     stderr: LogSink,
+    wall_clock: Option<Arc<dyn WallClock>>,
     /// The rules for sockets, where all instances can share them.
     sockets: OnceLock<WasiSocketsCtx>,
 }
@@ -106,6 +130,7 @@ impl Grant {
             filesystem,
             stdout: settings.stdout,
             stderr: settings.stderr,
+            wall_clock: settings.wall_clock,
             sockets: OnceLock::new(),
         })
     }
@@ -162,6 +187,10 @@ impl Grant {
     fn complete(&self, context: &mut WasiCtx, outbound: &outbound::Grant, limits: &RequestLimits) {
         if let Some(filesystem) = &self.filesystem {
             *context.filesystem() = filesystem.clone();
+        }
+        if let Some(clock) = &self.wall_clock {
+            let mut other = WasiCtxBuilder::new().wall_clock(OtherClock(clock.clone())).build();
+            *context.clocks() = std::mem::take(other.clocks());
         }
         *context.sockets() = if outbound.may_connect() {
             // Permits are held per instance, so the rules are too.

@@ -2,11 +2,11 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use wisp_engine::EngineConfig;
 use wisp_manifest::{Checked, Diagnostics, model::Limits};
@@ -17,6 +17,13 @@ use crate::{error::Error, output};
 /// Idle instances may fill slots of the pool beside running requests; this many
 /// more slots than requests keep one from starving the other.
 pub(crate) const SPARE_INSTANCES_COUNT: u32 = 128;
+
+/// How what a command found out is printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Plain,
+    Json,
+}
 
 /// Flags of both commands that serve: what nobody may exceed.
 #[derive(Args)]
@@ -177,6 +184,26 @@ pub(crate) fn user_cache_dir() -> PathBuf {
     from("XDG_CACHE_HOME")
         .or_else(|| from("HOME").map(|home| home.join(".cache")))
         .unwrap_or_else(|| std::env::temp_dir().join("wisp-cache"))
+}
+
+/// The user's data folder, or a temporary one for users without a home.
+pub(crate) fn user_data_dir() -> PathBuf {
+    let from =
+        |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    from("XDG_DATA_HOME")
+        .or_else(|| from("HOME").map(|home| home.join(".local/share")))
+        .unwrap_or_else(|| std::env::temp_dir().join("wisp-data"))
+}
+
+/// Where compiled images are kept: in this folder, in that of `WISP_CACHE_DIR`, or in the
+/// user's cache folder.
+pub(crate) fn image_dir(cache_dir: Option<&Path>) -> PathBuf {
+    let from_environment = || std::env::var_os("WISP_CACHE_DIR").map(PathBuf::from);
+    match cache_dir.map(Path::to_owned).or_else(from_environment) {
+        Some(folder) => folder,
+        None => user_cache_dir().join("wisp"),
+    }
+    .join("images")
 }
 
 #[cfg(test)]

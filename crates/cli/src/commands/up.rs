@@ -1,22 +1,27 @@
 //! `wisp up`: serve an app on this machine.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser};
 use wisp_capability::{variables, wasi::logs::Follow};
-use wisp_engine::EngineConfig;
+use wisp_develop::build::Settings as BuildSettings;
+use wisp_engine::{EngineConfig, FileIdentity};
 use wisp_image::client::ImageReference;
 use wisp_manifest::{App, RuntimeConfig, model::Reuse, runtime_config::Directory};
-use wisp_node::{AppSettings, Runtime, RuntimeSettings};
-use wisp_trigger::http::{AdmissionLimits, CommonsSettings, HttpApp, Listener, OneApp, Server, ServerConfig};
+use wisp_node::{AppSettings, AppState, Runtime, RuntimeSettings};
+use wisp_trigger::http::{
+    AdmissionLimits, CommonsSettings, HttpApp, Listener, OneApp, Outcomes, Server, ServerConfig,
+};
 
+use super::build::build_app;
 use super::common::{
-    CeilingFlags, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, parse_pair, stop_signal,
-    unwrap_checked, user_cache_dir,
+    CeilingFlags, Format, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, parse_pair,
+    stop_signal, unwrap_checked, user_cache_dir,
 };
 use super::registry::pull_app;
 use crate::{error::Error, output};
@@ -46,6 +51,10 @@ pub(crate) struct Up {
     /// Serve only these components.
     #[arg(short, long, value_name = "ID")]
     component_id: Vec<String>,
+
+    /// Build the app first.
+    #[arg(long, env = "SPIN_ALWAYS_BUILD")]
+    build: bool,
 
     #[command(flatten)]
     http: HttpFlags,
@@ -234,14 +243,46 @@ struct EngineFlags {
     no_accounting: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Plain,
-    Json,
+/// Arguments of `wisp up` that come with another command.
+#[derive(Parser)]
+#[command(name = "wisp up")]
+struct UpArguments {
+    #[command(flatten)]
+    up: Up,
 }
 
+/// An app that can be served, and swapped while it is.
+pub(crate) struct Started {
+    server: Mutex<Option<Server>>,
+    apps: Arc<OneApp>,
+    runtime: Runtime,
+    settings: AppSettings,
+    state: Arc<AppState>,
+    outcomes: Arc<Outcomes>,
+}
+
+/// The files that an app was loaded from, as they were.
+type Sources = Vec<(PathBuf, Option<FileIdentity>)>;
+
 impl Up {
+    /// Reads arguments that came with another command; ends the process if they are wrong.
+    pub(crate) fn parse(from: &Path, profile: Option<&str>, arguments: &[OsString]) -> Self {
+        let own = ["wisp up".into(), "--from".into(), from.into()];
+        let profile = profile.map(|profile| ["--profile".into(), profile.into()]);
+        let given = arguments.iter().filter(|argument| *argument != "--").cloned();
+        UpArguments::parse_from(own.into_iter().chain(profile.into_iter().flatten()).chain(given)).up
+    }
+
     pub(crate) fn run(&self) -> Result<(), Error> {
+        if self.build {
+            build_app(&self.app(self.image().as_ref())?, &BuildSettings::default())?;
+        }
+        let (started, _sources) = self.start()?;
+        started.serve()
+    }
+
+    /// Does everything that comes before the first request.
+    pub(crate) fn start(&self) -> Result<(Started, Sources), Error> {
         let image = self.image();
         let app = self.app(image.as_ref())?;
         let runtime_config = self.runtime_config()?;
@@ -287,16 +328,43 @@ impl Up {
         let state =
             Arc::new(runtime.open_state(state_dir.as_deref()).map_err(|error| Error::Load(error.into()))?);
 
+        let outcomes = Arc::default();
         let loading =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
         let loaded =
-            loading.block_on(runtime.load(&app, &settings, &state, &Arc::default())).map_err(Error::Load)?;
+            loading.block_on(runtime.load(&app, &settings, &state, &outcomes)).map_err(Error::Load)?;
         drop(loading);
         self.announce(&listener, &loaded.http);
-        let server = Server::new(self.server_config(), vec![listener]);
-        let result = server.run(Arc::new(OneApp::new(loaded.http, runtime.tracker().clone())), stop_signal());
-        runtime.flush_logs();
+        let started = Started {
+            server: Mutex::new(Some(Server::new(self.server_config(), vec![listener]))),
+            apps: Arc::new(OneApp::new(loaded.http, runtime.tracker().clone())),
+            runtime,
+            // What is set before serving is not set again.
+            settings: AppSettings { key_values: Vec::new(), sql_statements: Vec::new(), ..settings },
+            state,
+            outcomes,
+        };
+        Ok((started, loaded.sources))
+    }
+}
+
+impl Started {
+    /// Answers requests until a signal says to stop.
+    pub(crate) fn serve(&self) -> Result<(), Error> {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(server) = server else { return Ok(()) };
+        let result = server.run(self.apps.clone(), stop_signal());
+        self.runtime.flush_logs();
         Ok(result?)
+    }
+
+    /// Loads another version of the app, and answers later requests with it.
+    pub(crate) async fn swap(&self, app: &App) -> Result<Sources, Error> {
+        let loaded =
+            self.runtime.load(app, &self.settings, &self.state, &self.outcomes).await.map_err(Error::Load)?;
+        // Requests that run hold on to the one before.
+        drop(self.apps.replace(loaded.http));
+        Ok(loaded.sources)
     }
 }
 
@@ -423,6 +491,11 @@ impl Up {
             }
         }
     }
+}
+
+/// The engine of an app that is served by itself, as far as what it compiles is concerned.
+pub(crate) fn default_engine() -> EngineConfig {
+    EngineConfig { pooling: false, ..EngineConfig::default() }
 }
 
 fn read(path: &Path) -> Result<String, Error> {

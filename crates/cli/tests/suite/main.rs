@@ -21,6 +21,7 @@ mod accounting;
 mod cli;
 mod cloud;
 mod compiled_images;
+mod develop;
 mod files_and_logs;
 mod guests;
 mod harness;

@@ -66,6 +66,11 @@ struct StaticAnswer {
     body: Bytes,
 }
 
+/// A response began, but its component failed before it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the response broke off")]
+pub struct CutOff;
+
 /// Bounds of a request's body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
@@ -194,22 +199,39 @@ impl HttpApp {
     /// Sends the app a request without a client, and waits for the end of its
     /// response: whether it works at all. Counts as a request like any other.
     pub async fn probe(&self, host: &str, path: &str) -> StatusCode {
-        let connection = Connection::local();
         let uri = Uri::builder().scheme("http").authority(host).path_and_query(path).build();
         let Ok(uri) = uri else { return StatusCode::BAD_REQUEST };
-        let mut request = http::Request::new(RequestBody::local(whole(Bytes::new())));
+        let mut request = http::Request::new(Bytes::new());
         *request.uri_mut() = uri;
+        match self.ask(request).await {
+            Ok(response) => response.status(),
+            Err(CutOff) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Sends the app a request without a client, and gathers its response. Its URI has
+    /// a scheme and a host. Counts as a request like any other.
+    ///
+    /// # Errors
+    /// [`CutOff`] if the response began and then broke off.
+    pub async fn ask(&self, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, CutOff> {
+        let connection = Connection::local();
+        let request = request.map(|body| RequestBody::local(whole(body)));
         let response = match self.try_answer(request, &connection, u64::MAX).await {
             Ok(response) => response,
             Err(bad) => bad_request(&bad),
         };
-        let status = response.status();
-        let status = match response.into_body().collect().await {
-            Ok(_) => status,
-            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        self.outcomes.count(status);
-        status
+        let (parts, body) = response.into_parts();
+        match body.collect().await {
+            Ok(body) => {
+                self.outcomes.count(parts.status);
+                Ok(http::Response::from_parts(parts, body.to_bytes()))
+            }
+            Err(_) => {
+                self.outcomes.count(StatusCode::INTERNAL_SERVER_ERROR);
+                Err(CutOff)
+            }
+        }
     }
 
     /// Answers a request from the network.

@@ -1,6 +1,9 @@
 //! Which app answers a request.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
@@ -50,24 +53,34 @@ pub const IDLE_SWEEP: Duration = Duration::from_secs(1);
 
 /// One app for every host.
 pub struct OneApp {
-    app: Arc<HttpApp>,
+    app: RwLock<Arc<HttpApp>>,
     tracker: TaskTracker,
 }
 
 impl OneApp {
     /// `tracker` is the one that the app was built with.
     pub fn new(app: Arc<HttpApp>, tracker: TaskTracker) -> Self {
-        Self { app, tracker }
+        Self { app: RwLock::new(app), tracker }
+    }
+
+    /// Puts another version in the app's place, for requests that come from now on;
+    /// returns the one before.
+    pub fn replace(&self, app: Arc<HttpApp>) -> Arc<HttpApp> {
+        std::mem::replace(&mut *self.app.write().unwrap_or_else(PoisonError::into_inner), app)
+    }
+
+    fn app(&self) -> Arc<HttpApp> {
+        self.app.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Apps for OneApp {
     fn find(&self, _uri: &Uri, _headers: &HeaderMap) -> Found {
-        Found::App(self.app.clone())
+        Found::App(self.app())
     }
 
     fn sweep(&self) -> Duration {
-        self.app.sweep().unwrap_or(IDLE_SWEEP)
+        self.app().sweep().unwrap_or(IDLE_SWEEP)
     }
 
     fn tracker(&self) -> &TaskTracker {

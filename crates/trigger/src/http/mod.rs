@@ -21,7 +21,7 @@ mod tls;
 
 pub use account::{Account, DEFAULT_WEIGHT, Outcome, Sums};
 pub use admission::AdmissionLimits;
-pub use app::{HttpApp, HttpAppBuilder};
+pub use app::{CutOff, HttpApp, HttpAppBuilder};
 pub use apps::{Apps, Found, IDLE_SWEEP, OneApp, Refusal, host_name};
 pub use commons::{Commons, CommonsSettings};
 pub use component::{ComponentLimits, ComponentSpec};

@@ -6,6 +6,7 @@ mod http1;
 mod http2;
 mod output;
 mod registries;
+mod served;
 mod serving;
 mod upstream;
 
@@ -30,6 +31,7 @@ pub(crate) use self::{
     http2::{Client, body, channel, empty, runtime},
     output::Output,
     registries::{DockerRegistry, OwnRegistry, stalling_proxy},
+    served::Served,
     serving::{Apps, Serving, manifest_of},
     upstream::{Upstream, tcp_echo, udp_echo},
 };
