@@ -500,7 +500,11 @@ fn certificates(
             });
             builder = builder.acme(acme, Arc::new(store), allowed, runtime.clone());
         }
-        let domain = HostName::new(&settings.domain.value)?;
+        // Where an authority issues for the domain, ours is only for this machine itself.
+        let domain = match settings.acme() {
+            Some(_) => HostName::new("localhost")?,
+            None => HostName::new(&settings.domain.value)?,
+        };
         let folder = directory.keys().join("local-authority");
         let local = LocalAuthority::open(&folder, &[domain], std::time::SystemTime::now())?;
         builder = builder.local(local);

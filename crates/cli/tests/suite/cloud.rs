@@ -4,7 +4,8 @@ use std::{
     collections::HashMap,
     fs,
     net::{SocketAddr, TcpListener, UdpSocket},
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -482,6 +483,128 @@ fn every_app_has_a_certificate_of_the_local_authority() {
     // A host that is nobody's is led to `https` as well; below `localhost` nobody is.
     assert_eq!(running.get("www.shop.example", "/").status, 308);
     assert_eq!(running.get(&person.host("site"), "/").expect(), "hello");
+    running.stop();
+}
+
+/// A certificate authority, and names that all lead to this machine. Ends with the test.
+struct Authority {
+    children: Vec<Child>,
+    settings: String,
+    roots_url: String,
+    own_certificate: PathBuf,
+}
+
+impl Authority {
+    /// `None` if Debian's package is not installed.
+    fn start(folder: &Path, http_port: u16, https_port: u16) -> Option<Self> {
+        let is_there = |program: &str| {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+        };
+        if !is_there("pebble") || !is_there("pebble-challtestsrv") {
+            assert!(
+                std::env::var("CI").as_deref() != Ok("true"),
+                "Debian's package `pebble` is not installed"
+            );
+            eprintln!("SKIPPED: Debian's package `pebble` is not installed");
+            return None;
+        }
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (directory, management, names) = (free(), free(), free());
+        let dns = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let own = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let (certificate, key) = (folder.join("pebble.pem"), folder.join("pebble.key"));
+        fs::write(&certificate, own.cert.pem()).unwrap();
+        fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+        let config = json!({ "pebble": {
+            "listenAddress": format!("127.0.0.1:{directory}"),
+            "managementListenAddress": format!("127.0.0.1:{management}"),
+            "certificate": certificate,
+            "privateKey": key,
+            "httpPort": http_port,
+            "tlsPort": https_port,
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": false,
+        }});
+        fs::write(folder.join("pebble.json"), config.to_string()).unwrap();
+        let start = |command: &mut Command, says: &str| {
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            Output::of(child.stdout.take().unwrap()).wait_for_text(says);
+            child
+        };
+        let names = start(
+            Command::new("pebble-challtestsrv")
+                .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
+                .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
+                .args(["-dns01", &dns.to_string(), "-management", &format!("127.0.0.1:{names}")]),
+            "Starting management server",
+        );
+        let pebble = start(
+            Command::new("pebble")
+                .arg("-config")
+                .arg(folder.join("pebble.json"))
+                .args(["-dnsserver", &dns.to_string()])
+                .env("PEBBLE_VA_NOSLEEP", "1"),
+            "ACME directory available",
+        );
+        let settings = format!(
+            "[acme]\ndirectory_url = \"https://localhost:{directory}/dir\"\nroot_certificate = \"pebble.pem\"\n"
+        );
+        let roots_url = format!("https://localhost:{management}/roots/0");
+        Some(Self { children: vec![names, pebble], settings, roots_url, own_certificate: certificate })
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+#[test]
+fn an_authority_issues_certificates_for_apps_and_for_no_other_host() {
+    let cloud = Cloud::new();
+    let https = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let Some(authority) = Authority::start(&cloud.path(""), cloud.address().port(), https.port()) else {
+        return;
+    };
+    let settings = format!("listen_tls = \"{https}\"\ndomain = \"cloud.example\"\n{}", authority.settings);
+    fs::write(cloud.path("wisp.toml"), settings).unwrap();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "hello"), &[]);
+    let curl = |trusted: &Path, host: &str, url: &str| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--cacert"]).arg(trusted).arg(url);
+        command.args(["--resolve", &format!("{host}:{}:127.0.0.1", https.port())]);
+        command.output().unwrap()
+    };
+    // The authority says that it is there a moment before it listens.
+    let root = cloud.path("root.pem");
+    let end = Instant::now() + WAIT_LIMIT;
+    loop {
+        let answer = curl(&authority.own_certificate, "localhost", &authority.roots_url);
+        if answer.status.success() {
+            fs::write(&root, answer.stdout).unwrap();
+            break;
+        }
+        assert!(Instant::now() < end, "{}", String::from_utf8_lossy(&answer.stderr));
+    }
+    let ask = |host: &str| curl(&root, host, &format!("https://{host}:{}/", https.port()));
+    let answer = ask("site.shop.cloud.example");
+    let stderr = String::from_utf8_lossy(&answer.stderr).into_owned();
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), "hello", "{stderr}\n{}", running.stderr.text());
+    for stranger in ["other.shop.cloud.example", "www.stranger.example"] {
+        assert!(!ask(stranger).status.success(), "{stranger}");
+    }
+    // It is kept: the next start asks nobody.
+    running.stop();
+    drop(authority);
+    let running = cloud.start();
+    assert_eq!(String::from_utf8_lossy(&ask("site.shop.cloud.example").stdout), "hello");
     running.stop();
 }
 
