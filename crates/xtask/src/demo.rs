@@ -210,8 +210,8 @@ impl Cloud {
         }
         let _ = writeln!(
             text,
-            "\nDeploy an app of your own:\n  export XDG_CONFIG_HOME={}\n  cd YOUR-APP     # a folder with a \
-             spin.toml, built\n  {} deploy",
+            "\nDeploy an app of your own:\n  export XDG_CONFIG_HOME={}\n  alias wisp={}\n  wisp new hello \
+             --template http-rust && cd hello\n  wisp deploy --build",
             self.config.display(),
             wisp.display()
         );

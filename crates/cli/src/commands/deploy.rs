@@ -13,7 +13,7 @@ use wisp_control::model::{AppSummary, ErrorBody, Operation, Plan, Progress};
 use wisp_image::{Image, Layer, PackOptions};
 use wisp_manifest::App;
 
-use super::common::unwrap_checked;
+use super::{build::build_app, common::unwrap_checked};
 use crate::{
     client::{Client, FormatFlag, OutputFormat, ServerFlags, block_on, confirm, milliseconds},
     error::Error,
@@ -40,6 +40,10 @@ pub(crate) struct Deploy {
     /// What the app is called on the server [default: its name in the manifest].
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
+
+    /// Build the app first, as `wisp build` does.
+    #[arg(long)]
+    build: bool,
 
     /// Read the components with this profile of the manifest.
     #[arg(long, value_name = "NAME")]
@@ -88,9 +92,14 @@ struct Timed {
 
 impl Deploy {
     pub(crate) fn run(&self) -> Result<(), Error> {
+        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
+        if self.build {
+            let settings =
+                wisp_develop::build::Settings { has_color: output::has_color(), ..Default::default() };
+            build_app(&app, &settings)?;
+        }
         let started = Instant::now();
         let mut steps = Vec::new();
-        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
         let name = match &self.app {
             Some(name) => name.clone(),
             None => name_of(&app.name)?,

@@ -99,7 +99,7 @@ fn announce(facts: &Facts) {
         output::note(&format!(
             "nobody can sign in yet. This link works once, within a day, also in a browser:\n\n  {link}\n\n\
              the next three commands:\n\n  wisp login '{link}' --user NAME --new-team TEAM\n  \
-             cd YOUR-APP     # a folder with a spin.toml, built\n  wisp deploy\n"
+             wisp new hello --template http-rust && cd hello\n  wisp deploy --build\n"
         ));
     }
 }
