@@ -523,7 +523,7 @@ fn duration(raw: Spanned<String>) -> Result<Duration, Wrong> {
         "d" => Some(86_400),
         _ => None,
     };
-    let duration = seconds.and_then(|seconds: u64| Some(seconds.checked_mul(number.parse().ok()?)?));
+    let duration = seconds.and_then(|seconds: u64| seconds.checked_mul(number.parse().ok()?));
     duration.map(Duration::from_secs).ok_or_else(|| {
         Wrong::new(raw.span().start, format!("`{text}` is no duration"))
             .hint("write a number and a unit: `250ms`, `90s`, `5m`, `2h`, `1d`")
