@@ -3,7 +3,7 @@
 //!
 //! It is for everything that somebody who writes an app does before it is deployed:
 //! begin it ([`template`]), build it ([`build`]), know whether it will run ([`verify`]),
-//! see each edit at once ([`watch`]), test it ([`test`]), look into a component
+//! see each edit at once ([`watch`]), test it ([`mod@test`]), look into a component
 //! ([`inspect`]), and find out what the machine lacks ([`doctor`]).
 //!
 //! It is not for running apps (`wisp-node`, `wisp-trigger`), or for what people see:

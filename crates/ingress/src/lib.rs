@@ -25,7 +25,7 @@
 //!
 //! # Locks
 //!
-//! What every handshake or request asks for is found in a [table](mod@table) that
+//! What every handshake or request asks for is found in a table (`table.rs`) that
 //! threads remember: no lock is taken that another app's traffic could hold.
 
 #![forbid(unsafe_code)]

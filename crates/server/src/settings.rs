@@ -176,7 +176,7 @@ impl Settings {
     /// `wisp.toml` if it is there), from defaults.
     ///
     /// # Errors
-    /// [`Error::Settings`].
+    /// [`Error::SettingsFile`], [`Error::SettingsSyntax`] or [`Error::Setting`].
     pub fn read(flags: Flags) -> Result<Self, Error> {
         let named = flags.config.clone();
         let path = named.clone().unwrap_or_else(|| SETTINGS_FILE_NAME.into());

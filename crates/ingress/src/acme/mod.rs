@@ -7,7 +7,7 @@
 //! 2. Whoever knows says whether the host is ours. If not, that is the end: neither the
 //!    store nor the authority is asked about names that strangers make up.
 //! 3. The store may have it, from before a restart or from another process.
-//! 4. Else the [pace] is asked, and then the authority: an order, a check that the host
+//! 4. Else the pace (`pace.rs`) is asked, and then the authority: an order, a check that the host
 //!    leads here, a certificate. It is in the store before anybody sees it.
 //! 5. At two thirds of its life it is ordered again, in the background. Until the new
 //!    one is there the old one is served.

@@ -22,7 +22,7 @@ pub const MAX_ORDERS_PER_DOMAIN_AND_WEEK_COUNT: usize = 45;
 /// Orders in a week for one host, renewals included.
 pub const MAX_ORDERS_PER_HOST_AND_WEEK_COUNT: usize = 4;
 
-/// The pause after the first failed check of a host. It grows by [`PAUSE_FACTOR`] with each
+/// The pause after the first failed check of a host. It grows by `PAUSE_FACTOR` with each
 /// one that follows. With it, at most 3 checks fail in the first hour.
 pub const FIRST_HOST_PAUSE: Duration = Duration::from_secs(60);
 
