@@ -90,23 +90,23 @@ impl Remove {
 }
 
 fn plain(details: &AppDetails) -> String {
-    let mut text = format!("{}/{}\n  url      {}\n", details.app.team, details.app.name, details.app.url);
+    let mut text = format!("{}/{}\n  url        {}\n", details.app.team, details.app.name, details.app.url);
     let release = details.app.release.map_or_else(|| "none yet".to_owned(), |release| release.to_string());
-    text.push_str(&format!("  release  {release}\n"));
+    text.push_str(&format!("  release    {release}\n"));
     if let Some(image) = &details.image {
-        text.push_str(&format!("  image    {image}\n"));
+        text.push_str(&format!("  image      {image}\n"));
     }
     let message = details.health.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-    text.push_str(&format!("  health   {}{message}\n", details.health.state));
+    text.push_str(&format!("  health     {}{message}\n", details.health.state));
     for link in &details.links {
-        text.push_str(&format!("  {:<9}{} is {}\n", link.kind, link.label, link.resource));
+        text.push_str(&format!("  {:<10} {} is {}\n", link.kind, link.label, link.resource));
     }
     for domain in &details.domains {
         let state = if domain.is_verified { "verified" } else { "not verified" };
-        text.push_str(&format!("  domain   {} ({state})\n", domain.host));
+        text.push_str(&format!("  domain     {} ({state})\n", domain.host));
     }
     if let Some(operation) = &details.operation {
-        text.push_str(&format!("  running  operation {operation}\n"));
+        text.push_str(&format!("  running    operation {operation}\n"));
     }
     text
 }

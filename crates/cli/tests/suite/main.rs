@@ -20,6 +20,7 @@
 mod accounting;
 mod cli;
 mod cloud;
+mod cloud_commands;
 mod compiled_images;
 mod develop;
 mod files_and_logs;

@@ -203,8 +203,7 @@ pub(super) async fn list_teams(
     }
     let Some((user, _)) = &caller.user else { return Err(Error::Unauthenticated) };
     let sees_all = caller.is_operator && caller.scopes.contains(Scope::ServerAdmin);
-    let of_user = (!sees_all).then_some(*user);
-    let teams = control.state.teams(of_user, query.after, limit + 1).await?;
+    let teams = control.state.teams(*user, sees_all, query.after, limit + 1).await?;
     Ok(Answer(page(teams, limit, |team| team.name.to_string())))
 }
 

@@ -58,9 +58,9 @@ pub(super) async fn document(Extension(Document(text)): Extension<Document>) -> 
 #[utoipa::path(get, path = "/api/v1/whoami", tag = "server", responses((status = 200, body = Whoami), Refused))]
 pub(super) async fn whoami(State(control): State<Shared>, Signed(caller): Signed) -> Result<Answer<Whoami>> {
     let teams = match (&caller.user, &caller.team) {
-        (Some((user, _)), None) => control.state.teams(Some(*user), None, MAX_SHOWN_TEAMS_COUNT).await?,
+        (Some((user, _)), None) => control.state.teams(*user, false, None, MAX_SHOWN_TEAMS_COUNT).await?,
         (Some((user, _)), Some((_, only))) => {
-            let all = control.state.teams(Some(*user), None, MAX_SHOWN_TEAMS_COUNT).await?;
+            let all = control.state.teams(*user, false, None, MAX_SHOWN_TEAMS_COUNT).await?;
             all.into_iter().filter(|team| team.name == *only).collect()
         }
         (None, Some((_, team))) => {

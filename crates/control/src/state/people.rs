@@ -145,10 +145,12 @@ impl State {
         .await
     }
 
-    /// The teams of a person, or all of them, in the order of their names.
+    /// The teams of a person, or all of them, in the order of their names, with what the
+    /// person is in each.
     pub(crate) async fn teams(
         &self,
-        of_user: Option<UserId>,
+        user: UserId,
+        all: bool,
         after: Option<String>,
         limit: usize,
     ) -> Result<Vec<Team>> {
@@ -156,11 +158,11 @@ impl State {
             let mut statement = db.prepare_cached(
                 "SELECT name, teams.created_ms, role FROM teams
                  LEFT JOIN memberships ON team_id = teams.id AND user_id = ?1
-                 WHERE name > ?2 AND (?1 IS NULL OR role IS NOT NULL)
+                 WHERE name > ?2 AND (?4 OR role IS NOT NULL)
                  ORDER BY name LIMIT ?3",
             )?;
             let rows = statement.query_map(
-                params![of_user.map(|user| sql_int(user.0)), after.unwrap_or_default(), count(limit)],
+                params![sql_int(user.0), after.unwrap_or_default(), count(limit), all],
                 |row| {
                     let found: Option<String> = row.get(2)?;
                     Ok(Team {

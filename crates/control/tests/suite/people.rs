@@ -23,6 +23,10 @@ async fn the_first_link_works_once() {
     let whoami = world.get("/api/v1/whoami", &alice).await.ok().json();
     assert_eq!((&whoami["user"], &whoami["is_operator"]), (&json!("alice"), &json!(true)));
     assert_eq!(whoami["teams"][0]["role"], "owner");
+    let owner = json!({ "name": "other", "owner": "alice" });
+    world.post("/api/v1/teams", &alice, owner).await.ok();
+    let teams = world.get("/api/v1/teams", &alice).await.ok().json();
+    assert_eq!((&teams["items"][0]["name"], &teams["items"][0]["role"]), (&json!("other"), &json!("owner")));
 }
 
 #[tokio::test]
