@@ -88,11 +88,6 @@ impl DataDirectory {
         self.path.join("access")
     }
 
-    /// Certificates that were obtained from an authority.
-    pub fn certificates(&self) -> PathBuf {
-        self.path.join("certificates")
-    }
-
     /// Keys.
     pub fn keys(&self) -> PathBuf {
         self.path.join("keys")

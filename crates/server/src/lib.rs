@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod backup;
+mod certificates;
 mod compile;
 mod error;
 mod front;

@@ -21,20 +21,18 @@ use wisp_image::{
     registry::{Access, Action, Credentials, Denial, Registry, RegistryLimits, RegistrySettings},
 };
 use wisp_ingress::{
-    AccessLog, Certificates, CertificatesBuilder, Door, FileLimits, FolderStore, HostName, LocalAuthority,
-    RateLimits, Redirect, SystemResolver,
-    acme::Allowed as AllowedHosts,
+    AccessLog, Certificates, Door, FileLimits, RateLimits, Redirect, SystemResolver,
     handover::{self, Inheritance, Offer},
 };
 use wisp_manifest::model::Limits;
 use wisp_node::{Admin, Allowed, AppSettings, Budget, Node, NodeSettings, Runtime, RuntimeSettings};
 use wisp_trigger::http::{
-    AdmissionLimits, CommonsSettings, Ending, Listener, SelectTls, Server as HttpServer, ServerConfig,
-    TlsChoice,
+    AdmissionLimits, CommonsSettings, Ending, Listener, Server as HttpServer, ServerConfig,
 };
 
 use crate::{
     Compiler, DataDirectory, Descriptions, Error, LogStore, Machine, Settings,
+    certificates::{self, Tls},
     front::{Api, Entrance, Records},
     images::Images,
 };
@@ -111,9 +109,6 @@ pub struct Facts {
 struct Rules {
     control: OnceLock<Arc<Control>>,
 }
-
-/// Chooses certificates.
-struct Tls(Certificates);
 
 impl Server {
     /// Starts everything but the listener. `program` is the binary that compiles.
@@ -234,7 +229,7 @@ impl Server {
         drop(rules.control.set(control.clone()));
         node.start_preparing()?;
 
-        let certificates = certificates(settings, &directory, &control, runtime.handle())?;
+        let certificates = certificates::open(settings, &directory, &control, runtime.handle())?;
         let local_authority = certificates.local().map(|local| local.certificate_path().to_owned());
         let mut addresses = vec![("http".to_owned(), listener.address())];
         let mut listeners = vec![listener];
@@ -306,24 +301,26 @@ impl Server {
         }
         let _entered = self.runtime.enter();
         if let Some(inheritance) = self.inheritance {
-            match self.runtime.block_on(inheritance.ready()) {
-                Ok(predecessor) => {
-                    let (control, machine, last) = (self.control.clone(), self.machine, self.last_change);
-                    let (admin, node) = (self.later_admin, self.node.clone());
-                    self.runtime.spawn(async move {
-                        predecessor.gone().await;
-                        match admin.map(Admin::bind).transpose() {
-                            Ok(Some(admin)) => admin.start(&node),
-                            Ok(None) => {}
-                            Err(error) => tracing::error!(code = error.code(), "{error}"),
-                        }
-                        if let Err(error) = catch_up(&control, &machine, last).await {
-                            tracing::error!(code = error.code(), "what the server before had begun: {error}");
-                        }
-                    });
-                }
-                Err(error) => tracing::warn!(code = error.code(), "the server before has ended: {error}"),
+            let predecessor = self.runtime.block_on(inheritance.ready());
+            if let Err(error) = &predecessor {
+                tracing::warn!(code = error.code(), "the server before has ended: {error}");
             }
+            let (control, machine, last) = (self.control.clone(), self.machine, self.last_change);
+            let (admin, node) = (self.later_admin, self.node.clone());
+            self.runtime.spawn(async move {
+                // One that has ended early has let go, too.
+                if let Ok(predecessor) = predecessor {
+                    predecessor.gone().await;
+                }
+                match admin.map(Admin::bind).transpose() {
+                    Ok(Some(admin)) => admin.start(&node),
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(code = error.code(), "{error}"),
+                }
+                if let Err(error) = catch_up(&control, &machine, last).await {
+                    tracing::error!(code = error.code(), "what the server before had begun: {error}");
+                }
+            });
         }
         self.runtime.spawn(reload_policy(self.control.clone()));
         self.runtime.spawn(sweep(self.control.clone(), self.images));
@@ -479,46 +476,6 @@ fn node(
         },
     )?;
     Ok(node)
-}
-
-/// Certificates: from an authority if the operator names one, else of the local authority
-/// for the domain and all below it.
-fn certificates(
-    settings: &Settings,
-    directory: &DataDirectory,
-    control: &Arc<Control>,
-    runtime: &tokio::runtime::Handle,
-) -> Result<Certificates, Error> {
-    let mut builder: CertificatesBuilder = Certificates::builder();
-    if settings.listen_tls.value.is_some() {
-        if let Some(acme) = settings.acme() {
-            let store = FolderStore::open(directory.certificates())?;
-            let (control, domain) = (control.clone(), settings.domain.value.clone());
-            let allowed: AllowedHosts = Arc::new(move |host: &HostName| {
-                let (control, host, is_own) = (control.clone(), host.clone(), host.as_str() == domain);
-                async move { is_own || control.serves_host(host.as_str()).await.unwrap_or(false) }.boxed()
-            });
-            builder = builder.acme(acme, Arc::new(store), allowed, runtime.clone());
-        }
-        // Where an authority issues for the domain, ours is only for this machine itself.
-        let domain = match settings.acme() {
-            Some(_) => HostName::new("localhost")?,
-            None => HostName::new(&settings.domain.value)?,
-        };
-        let folder = directory.keys().join("local-authority");
-        let local = LocalAuthority::open(&folder, &[domain], std::time::SystemTime::now())?;
-        builder = builder.local(local);
-    }
-    Ok(builder.build()?)
-}
-
-impl SelectTls for Tls {
-    fn select(&self, hello: &rustls::server::ClientHello<'_>) -> TlsChoice {
-        match self.0.choose(hello) {
-            wisp_ingress::Choice::Config(config) => TlsChoice::Config(config),
-            wisp_ingress::Choice::Wait(config) => TlsChoice::Wait(config.map(Some).boxed()),
-        }
-    }
 }
 
 impl Rules {
