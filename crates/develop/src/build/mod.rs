@@ -374,7 +374,8 @@ mod tests {
             component("b", "cp c.wasm b.wasm", "c")
         );
         assert_eq!(log_of(&app(folder.path(), &chain), &Settings::default()).1, [""; 0]);
-        let circle = format!("{}{}", component("a", "true", "b"), component("b", "true", "a"));
+        let circle =
+            format!("{}{}", component("a", "touch a.wasm", "b"), component("b", "touch b.wasm", "a"));
         let circle = app(folder.path(), &circle);
         assert_eq!(log_of(&circle, &Settings::default()).1, ["WISP-E1214"]);
     }

@@ -137,7 +137,10 @@ fn translate_component(manifest: &Path, old: &Table) -> Option<Table> {
     let (tables, values): (Vec<_>, Vec<_>) =
         new.iter().map(|(key, item)| (key.to_owned(), item.clone())).partition(|(_, item)| item.is_table());
     let mut sorted = Table::new();
-    for (key, item) in values.into_iter().chain(tables) {
+    for (key, mut item) in values.into_iter().chain(tables) {
+        if let Item::Table(table) = &mut item {
+            table.decor_mut().set_prefix("\n");
+        }
         sorted.insert(&key, item);
     }
     Some(sorted)
