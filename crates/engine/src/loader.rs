@@ -358,10 +358,7 @@ fn prepare(normalized: Normalized<'_>) -> Result<Prepared<'_>, Error> {
     let Normalized { component, flavor } = normalized;
     if let Some(extracted) = snapshot::extract(&component)? {
         let contents = Some(extracted.contents);
-        // With concurrency there is state of the guest's in places we do not see.
-        if !flavor.is_concurrent()
-            && let Some(component) = rewind::prepare(&extracted.component)?
-        {
+        if let Some(component) = rewind::prepare(&extracted.component)? {
             let flavor = flavor.with_snapshot();
             return Ok(Prepared { flavor, component: component.into(), contents, can_rewind: true });
         }

@@ -3,8 +3,7 @@
 //! A request must find an instance as if nobody had used it before. A new instance is
 //! one way; to *rewind* a used one is another, which costs a fraction: what a guest
 //! can change is put back to what it was right after instantiation. The guest cannot
-//! tell the difference, because the following is all that a component without
-//! concurrency consists of:
+//! tell the difference, because the following is all that a component consists of:
 //!
 //! | state | how it is put back |
 //! | --- | --- |
@@ -14,6 +13,12 @@
 //! | tables, dropped segments | components with an instruction that changes one are not rewound |
 //! | what the host keeps for the instance | replaced by the caller |
 //! | handles to the host's resources | those the guest did not give back stand for nothing any more; see below |
+//! | tasks, streams, futures | an instance in which any is left is not rewound but dropped |
+//! | back-pressure, threads, error contexts | components that can have any are not rewound |
+//!
+//! Whether tasks, streams or futures are left is known from the table in which Wasmtime
+//! keeps all of them for a store. What the host does for one of them has an entry there
+//! for as long as it goes on, so nothing of it reaches into the next request.
 //!
 //! A handle that a guest did not give back keeps its number. The resource it stood for
 //! is gone with the host's state, every use is checked against the resources that the
@@ -34,14 +39,14 @@ use wasm_encoder::{
     ModuleSection, Section as _,
 };
 use wasmparser::{
-    BinaryReader, Instance, Operator, Parser, Payload, TypeRef, ValidPayload, Validator, WasmFeatures,
+    BinaryReader, CanonicalFunction, Instance, Operator, Parser, Payload, TypeRef, ValidPayload, Validator, WasmFeatures,
 };
 use wasmtime::{
     Store,
     component::{Instance as ComponentInstance, TypedFunc},
 };
 
-use crate::{Error, memory::LentMemory, normalize};
+use crate::{Error, Flavor, memory::LentMemory, normalize};
 
 /// The function that puts globals back, in modules and in the component.
 const REWIND: &str = "wisp-rewind";
@@ -144,9 +149,7 @@ pub(crate) fn prepare(component: &[u8]) -> Result<Option<Vec<u8>>, Error> {
             }
             Payload::ComponentCanonicalSection(functions) => {
                 for function in functions {
-                    if let wasmparser::CanonicalFunction::ResourceNew { .. } =
-                        function.map_err(normalize::invalid)?
-                    {
+                    if leaves_state(&function.map_err(normalize::invalid)?) {
                         return Ok(None);
                     }
                 }
@@ -160,6 +163,46 @@ pub(crate) fn prepare(component: &[u8]) -> Result<Option<Vec<u8>>, Error> {
     }
     add_function(&mut output, &counts, &rewound);
     Ok(Some(output))
+}
+
+/// Whether a guest with this function may leave something behind that is neither in its
+/// memory and globals nor seen by [`Rewinder::rewind`]. What is not known here may.
+fn leaves_state(function: &CanonicalFunction) -> bool {
+    use CanonicalFunction as F;
+    !matches!(
+        function,
+        F::Lift { .. }
+            | F::Lower { .. }
+            | F::ResourceDrop { .. }
+            | F::ResourceRep { .. }
+            // A task's own context goes with the task.
+            | F::ContextGet { .. }
+            | F::ContextSet { .. }
+            | F::TaskReturn { .. }
+            | F::TaskCancel
+            | F::ThreadYield { .. }
+            | F::SubtaskDrop
+            | F::SubtaskCancel { .. }
+            | F::StreamNew { .. }
+            | F::StreamRead { .. }
+            | F::StreamWrite { .. }
+            | F::StreamCancelRead { .. }
+            | F::StreamCancelWrite { .. }
+            | F::StreamDropReadable { .. }
+            | F::StreamDropWritable { .. }
+            | F::FutureNew { .. }
+            | F::FutureRead { .. }
+            | F::FutureWrite { .. }
+            | F::FutureCancelRead { .. }
+            | F::FutureCancelWrite { .. }
+            | F::FutureDropReadable { .. }
+            | F::FutureDropWritable { .. }
+            | F::WaitableSetNew
+            | F::WaitableSetWait { .. }
+            | F::WaitableSetPoll { .. }
+            | F::WaitableSetDrop
+            | F::WaitableJoin
+    )
 }
 
 /// Counts what a component defines; `None` if it has modules that are not its own.
@@ -385,14 +428,17 @@ fn caller(calls_count: u32) -> Module {
 pub struct Rewinder {
     memory: LentMemory,
     globals: TypedFunc<(), ()>,
+    /// Entries of the store's table of tasks, streams and futures when the instance was
+    /// new; `None` without concurrency.
+    tasks_count: Option<usize>,
 }
 
 impl Rewinder {
     /// The name of the export that was added to components, which is none of theirs.
     pub const EXPORT: &str = REWIND;
 
-    /// For an instance that was just made, in `store`, of a component that can be
-    /// rewound; `memory` is the one it was made with.
+    /// For an instance that was just made, in `store`, of a component of this flavor that
+    /// can be rewound; `memory` is the one it was made with.
     ///
     /// # Errors
     /// If the component lacks the function that was added to it.
@@ -400,16 +446,21 @@ impl Rewinder {
         store: &mut Store<T>,
         instance: &ComponentInstance,
         mut memory: LentMemory,
+        flavor: Flavor,
     ) -> wasmtime::Result<Self> {
         let globals = instance.get_typed_func(&mut *store, REWIND)?;
         memory.remember();
-        Ok(Self { memory, globals })
+        let tasks_count = flavor.is_concurrent().then(|| store.concurrent_state_table_size());
+        Ok(Self { memory, globals, tasks_count })
     }
 
     /// Rewinds the instance, which must have answered its call without an error; its
     /// store's data is the caller's to replace. Answers false if it
     /// cannot be rewound; then it must not be used again.
     pub async fn rewind<T: Send + 'static>(&self, store: &mut Store<T>) -> bool {
+        if self.tasks_count.is_some_and(|count| count != store.concurrent_state_table_size()) {
+            return false;
+        }
         // The store is borrowed alone, so nobody runs in it or looks at its memory.
         self.globals.call_async(&mut *store, ()).await.is_ok() && self.memory.restore()
     }
@@ -501,7 +552,7 @@ mod tests {
             let linker = Linker::new(&engine);
             let (instance, lent) = run(memory.scope(linker.instantiate_async(&mut store, &loaded.component)));
             let instance = instance.unwrap();
-            let rewinder = Rewinder::new(&mut store, &instance, lent.unwrap()).unwrap();
+            let rewinder = Rewinder::new(&mut store, &instance, lent.unwrap(), loaded.flavor).unwrap();
             Self { store, instance, rewinder, _loaded: loaded }
         }
 
@@ -542,6 +593,45 @@ mod tests {
         assert!(guest.rewind());
         guest.call::<_, (u32,)>("grow", ());
         assert!(!guest.rewind());
+    }
+
+    #[test]
+    fn an_instance_that_leaves_a_stream_open_cannot_be_rewound() {
+        let source = |canon: &str| {
+            let source = format!(
+                r#"(component
+                    (type $bytes (stream u8))
+                    (core func $new (canon stream.new $bytes))
+                    {canon}
+                    (core module $module
+                        (import "" "new" (func $new (result i64)))
+                        (memory (export "memory") 1)
+                        (data (i32.const 100) "beginning")
+                        (global $count (mut i32) (i32.const 0))
+                        (func (export "count") (result i32)
+                            (global.set $count (i32.add (global.get $count) (i32.const 1)))
+                            (global.get $count))
+                        (func (export "leave") (drop (call $new))))
+                    (core instance $instance (instantiate $module
+                        (with "" (instance (export "new" (func $new))))))
+                    (func (export "count") (result u32) (canon lift (core func $instance "count")))
+                    (func (export "leave") (canon lift (core func $instance "leave"))))"#
+            );
+            wat::parse_str(source).unwrap()
+        };
+        let mut guest = Guest::new(&source(""));
+        for _ in 0..3 {
+            assert_eq!(guest.call::<_, (u32,)>("count", ()).0, 1);
+            assert_eq!(guest.call::<_, (u32,)>("count", ()).0, 2);
+            assert!(guest.rewind());
+        }
+        guest.call::<_, ()>("leave", ());
+        assert!(!guest.rewind());
+
+        let is_prepared = |canon| prepare(&source(canon)).unwrap().is_some();
+        assert!(is_prepared(""));
+        assert!(!is_prepared("(core func (canon backpressure.inc))"), "back-pressure that stays");
+        assert!(!is_prepared("(core func (canon error-context.drop))"), "error contexts");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use wasmtime::{Store, component::Linker};
 use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{Grants, Host};
 use wisp_engine::{
-    Engine, InstanceLimits, LentMemory, Limiter, LoadedComponent, MappedImage, Pulse, preempt,
+    Engine, Flavor, InstanceLimits, LentMemory, Limiter, LoadedComponent, MappedImage, Pulse, preempt,
 };
 use wisp_manifest::{
     id::ComponentId,
@@ -147,6 +147,11 @@ impl Component {
         store.limiter(|host| &mut host.limiter);
         preempt(&mut store);
         store
+    }
+
+    /// Which engine its instances run on.
+    pub(super) fn flavor(&self) -> Flavor {
+        self.image.flavor
     }
 
     /// Runs an instantiation where it finds the component's memory, and answers with

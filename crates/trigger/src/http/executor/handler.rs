@@ -20,8 +20,12 @@ pub(in crate::http) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(pre: InstancePre<Host>, reuse: Option<Reuse>) -> wasmtime::Result<Self> {
-        Ok(Self { indices: ServiceIndices::new(&pre)?, pre, pool: ReusePool::new(reuse, false) })
+    pub(super) fn new(
+        pre: InstancePre<Host>,
+        reuse: Option<Reuse>,
+        can_rewind: bool,
+    ) -> wasmtime::Result<Self> {
+        Ok(Self { indices: ServiceIndices::new(&pre)?, pre, pool: ReusePool::new(reuse, can_rewind) })
     }
 
     pub(super) async fn serve(

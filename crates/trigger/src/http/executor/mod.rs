@@ -227,7 +227,9 @@ impl Entry {
             HandlerKind::IncomingHandler => incoming_handler::Entry::new(pre()?, reuse, can_rewind)
                 .map(Self::IncomingHandler)
                 .map_err(link_error),
-            HandlerKind::Handler => handler::Entry::new(pre()?, reuse).map(Self::Handler).map_err(link_error),
+            HandlerKind::Handler => {
+                handler::Entry::new(pre()?, reuse, can_rewind).map(Self::Handler).map_err(link_error)
+            }
             HandlerKind::InboundHttp => {
                 inbound_http::Entry::new(pre()?, can_rewind).map(Self::InboundHttp).map_err(link_error)
             }
@@ -295,7 +297,7 @@ async fn instance<P>(
     let (proxy, instance) = instantiated?;
     let rewinder = match memory {
         Some(memory) if pool.is_some_and(ReusePool::rewinds) && store.data().holds_nothing() => {
-            Some(Rewinder::new(&mut store, &instance, memory)?)
+            Some(Rewinder::new(&mut store, &instance, memory, component.flavor())?)
         }
         _ => None,
     };
