@@ -19,6 +19,9 @@ use crate::report::progress;
 use crate::response::{Answer, Expected};
 use crate::server::{Plan, Server};
 
+/// The status of a rollback to a version that there is none of.
+const NOTHING_BEFORE: u16 = 409;
+
 /// The name that errors and progress give it.
 const NAME: &str = "wisp serve";
 /// How often a server is asked whether all of its apps are prepared.
@@ -260,12 +263,18 @@ impl Node {
         }
     }
 
-    /// Goes back to an app's version before.
+    /// Goes back to an app's version before. False if there is none that is still mapped:
+    /// others may have needed its room.
     ///
     /// # Errors
-    /// If it says that it did not.
-    pub(crate) fn roll_back(&self, host: &str) -> Result<(), Error> {
-        self.ask("POST", &format!("/apps/{host}/rollback")).map(drop)
+    /// If it says that it did not for another reason.
+    pub(crate) fn roll_back(&self, host: &str) -> Result<bool, Error> {
+        let path = format!("/apps/{host}/rollback");
+        let answer = self.exchange("POST", &path)?;
+        match answer.status {
+            NOTHING_BEFORE => Ok(false),
+            _ => self.check("POST", &path, answer).map(|_| true),
+        }
     }
 
     /// Sends a request to an app, on a connection that may have to be opened first, and
@@ -295,12 +304,20 @@ impl Node {
 
     /// Asks the operator's listener; whatever is not a success is an error.
     fn ask(&self, method: &str, path: &str) -> Result<Answer, Error> {
+        let answer = self.exchange(method, path)?;
+        self.check(method, path, answer)
+    }
+
+    fn exchange(&self, method: &str, path: &str) -> Result<Answer, Error> {
         let ask = || {
             let mut client = Client::open_with(self.admin, OPERATOR_PATIENCE)?;
             let host = self.admin.to_string();
             client.fetch(&client::request(method, &host, path))
         };
-        let answer = ask().map_err(|cause| self.wrong(format!("{method} {path}: {cause}")))?.response;
+        Ok(ask().map_err(|cause| self.wrong(format!("{method} {path}: {cause}")))?.response)
+    }
+
+    fn check(&self, method: &str, path: &str, answer: Answer) -> Result<Answer, Error> {
         match answer.status {
             200..=299 => Ok(answer),
             status => {

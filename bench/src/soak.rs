@@ -276,8 +276,9 @@ impl Site<'_> {
         self.wait_for(client, &host, &self.fleet.expected(old))?;
         fleet::point(&link, &folder(new), &self.beside)?;
         self.wait_for(client, &host, &self.fleet.expected(new))?;
-        self.node.roll_back(&host)?;
-        self.wait_for(client, &host, &self.fleet.expected(old))?;
+        if self.node.roll_back(&host)? {
+            self.wait_for(client, &host, &self.fleet.expected(old))?;
+        }
         fleet::remove(&link)?;
         self.wait_until_gone(client, &host)
     }

@@ -304,7 +304,10 @@ fn swap_and_roll_back(options: &Options, node: &Node, deployer: &Deployer<'_>) -
         deployer.swap(next)?;
         sightings.forget(serving);
         let since_ns = sightings.now_ns();
-        node.roll_back(HOST)?;
+        if !node.roll_back(HOST)? {
+            let cause = "the version before is not mapped any more".to_owned();
+            return Err(Error::Answer { name: HOST.to_owned(), cause });
+        }
         sightings.wait_for(serving, since_ns)?;
         let first_ns = sightings.first_ns(serving).unwrap_or(u64::MAX);
         rollbacks_ns.push(first_ns.saturating_sub(since_ns));
