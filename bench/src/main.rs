@@ -27,6 +27,7 @@ mod cold;
 mod contest;
 mod cpu;
 mod density;
+mod deploy;
 mod error;
 mod fleet;
 mod guest;
@@ -71,6 +72,8 @@ enum Bench {
     Cold(cold::Options),
     /// A hundred thousand apps in one process: memory, start, load over all of them
     Density(density::Options),
+    /// A thousand apps of twenty teams deployed to one server, and a restart
+    Deploy(deploy::Options),
     /// What it costs to know how a hundred thousand apps are
     Health(health::Options),
     /// What an app notices of one that takes all it can get
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Bench::Guests(options) => guests::run(&options),
         Bench::Cold(options) => cold::run(&options),
         Bench::Density(options) => density::run(&options),
+        Bench::Deploy(options) => deploy::run(&options),
         Bench::Health(options) => health::run(&options),
         Bench::Neighbour(options) => neighbour::run(&options),
         Bench::Swap(options) => swap::run(&options),

@@ -35,6 +35,20 @@ const REPORT_MS: u64 = 10_000;
 /// needs some 10 s for a JavaScript guest on a busy machine.
 const STALL_MS: u64 = 120_000;
 
+/// The name that errors give a cloud.
+pub(crate) const CLOUD_NAME: &str = "wisp server";
+/// What comes before the code that the first person signs in with.
+const SIGN_IN_CODE: &str = "/sign-in?code=";
+/// How long a new server may take to print it after it has said where it serves.
+const SIGN_IN_PATIENCE: Duration = Duration::from_secs(10);
+/// How often its output is looked at until then.
+const SIGN_IN_LOOK: Duration = Duration::from_millis(10);
+
+/// A running `wisp server`; it is killed when this is dropped.
+pub(crate) struct Cloud {
+    server: Server,
+}
+
 /// What to serve and how.
 pub(crate) struct Setting {
     /// The program.
@@ -89,6 +103,56 @@ pub(crate) struct Images {
 struct Problem {
     host: String,
     reason: String,
+}
+
+impl Cloud {
+    /// Starts a server on a data directory, on a free port.
+    ///
+    /// # Errors
+    /// If it does not serve.
+    pub(crate) fn start(wisp: &Path, data: &Path) -> Result<Self, Error> {
+        let arguments = ["server", "--listen", "127.0.0.1:0", "--data-dir", &data.display().to_string()];
+        let plan = Plan {
+            name: CLOUD_NAME.to_owned(),
+            program: wisp.to_owned(),
+            arguments: arguments.map(str::to_owned).to_vec(),
+            has_admin: false,
+        };
+        Ok(Self { server: plan.start()? })
+    }
+
+    /// Where it answers requests.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// How long it took from the start of the process until it said that it serves.
+    pub(crate) fn start_time(&self) -> Duration {
+        self.server.start()
+    }
+
+    /// The code that a new server prints for its first person.
+    ///
+    /// # Errors
+    /// If it prints none.
+    pub(crate) fn sign_in_code(&self) -> Result<String, Error> {
+        let deadline = Instant::now() + SIGN_IN_PATIENCE;
+        loop {
+            let text = self.server.output();
+            let code = text.split_once(SIGN_IN_CODE).and_then(|(_, rest)| {
+                let end = rest.find(|letter: char| !letter.is_ascii_alphanumeric())?;
+                rest.get(..end)
+            });
+            match code {
+                Some(code) => return Ok(code.to_owned()),
+                None if Instant::now() > deadline => {
+                    let cause = "it prints no link to sign in with".to_owned();
+                    return Err(Error::Answer { name: CLOUD_NAME.to_owned(), cause });
+                }
+                None => thread::sleep(SIGN_IN_LOOK),
+            }
+        }
+    }
 }
 
 impl Setting {

@@ -43,6 +43,7 @@ pub(crate) struct Server {
     address: SocketAddr,
     admin: Option<SocketAddr>,
     start: Duration,
+    output: Output,
 }
 
 /// The addresses that a server has said so far.
@@ -89,7 +90,8 @@ impl Plan {
         drop(sender);
         // From here on, dropping it ends the process.
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Server { child, address, admin: None, start: Duration::ZERO };
+        let mut server =
+            Server { child, address, admin: None, start: Duration::ZERO, output: output.clone() };
         let failed = |cause: String| Error::Server { name: self.name.clone(), cause, output: output.text() };
         let deadline = Instant::now() + Duration::from_millis(START_MS);
         while Instant::now() < deadline {
@@ -133,6 +135,11 @@ impl Server {
     /// Where it listens for its operator, if its plan says that it does.
     pub(crate) fn admin(&self) -> Option<SocketAddr> {
         self.admin
+    }
+
+    /// The last of what it has printed.
+    pub(crate) fn output(&self) -> String {
+        self.output.text()
     }
 
     /// How long it took from the start of the process until it had said where it

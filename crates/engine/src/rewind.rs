@@ -39,7 +39,8 @@ use wasm_encoder::{
     ModuleSection, Section as _,
 };
 use wasmparser::{
-    BinaryReader, CanonicalFunction, Instance, Operator, Parser, Payload, TypeRef, ValidPayload, Validator, WasmFeatures,
+    BinaryReader, CanonicalFunction, Instance, Operator, Parser, Payload, TypeRef, ValidPayload, Validator,
+    WasmFeatures,
 };
 use wasmtime::{
     Store,
