@@ -69,6 +69,9 @@ const INLINE: &str = "inline";
 const REQUIRED: &str = "required";
 const OPTIONAL: &str = "optional";
 
+/// What a manifest says about how a component is built.
+const BUILD_KEYS: [&str; 3] = ["command", "workdir", "watch"];
+
 /// The type of a component's content.
 const WASM: &str = "application/wasm";
 
@@ -353,10 +356,14 @@ impl LockedApp {
                 faults.push((format!("triggers.{}.trigger_config", trigger.id), "an object is needed"));
                 continue;
             };
-            for (key, value) in settings.iter().filter(|(key, _)| *key != "id") {
-                text.entry(key, Some(value));
+            let has_dependencies = !trigger.trigger_dependencies.is_empty();
+            for (key, value) in settings {
+                let is_said_elsewhere = key == "id" || (key == "dependencies" && has_dependencies);
+                if !is_said_elsewhere {
+                    text.entry(key, Some(value));
+                }
             }
-            if !trigger.trigger_dependencies.is_empty() {
+            if has_dependencies {
                 let mut roles = FreeTable::new();
                 for (role, members) in &trigger.trigger_dependencies {
                     let members = members.iter().map(|member| member.manifest(&mut faults, &trigger.id));
@@ -524,9 +531,15 @@ impl LockedComponent {
             ("key_value_stores", "key_value_stores"),
             ("sqlite_databases", "databases"),
             ("ai_models", "ai_models"),
-            ("build", "build"),
         ] {
             text.entry(key, self.metadata.get(metadata_key));
+        }
+        if let Some(Value::Object(build)) = self.metadata.get("build") {
+            // How it was built elsewhere; what more is said about that keeps nothing from
+            // being served.
+            let mut build = build.clone();
+            build.retain(|key, _| BUILD_KEYS.contains(&key.as_str()));
+            text.entry("build", Some(&Value::Object(build)));
         }
         if !self.metadata.contains_key("allowed_outbound_hosts") {
             text.entry("allowed_http_hosts", self.metadata.get("allowed_http_hosts"));

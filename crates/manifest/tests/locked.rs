@@ -178,7 +178,11 @@ fn what_spin_writes_is_read() {
         ],
         "components": [{
             "id": "a",
-            "metadata": { "description": null, "allowed_http_hosts": [] },
+            "metadata": {
+                "description": null,
+                "allowed_http_hosts": [],
+                "build": { "command": "make", "workdir": null, "watch": [], "future": {} },
+            },
             "source": { "content_type": "application/wasm", "source": "file:///apps/a%20b.wasm" },
             "files": [{ "source": "file:///apps/assets", "path": "/" }],
             "dependencies": {
@@ -196,6 +200,7 @@ fn what_spin_writes_is_read() {
     let component = &app.components["a"];
     assert_eq!(component.source, wisp_manifest::model::Source::Path("/apps/a b.wasm".into()));
     assert_eq!(component.files.len(), 1);
+    assert_eq!(component.build.as_ref().unwrap().commands, ["make"]);
     assert_eq!(component.dependencies.len(), 1);
     assert_eq!(app.triggers.len(), 2);
     assert_eq!(app.directory, Path::new("x"));
