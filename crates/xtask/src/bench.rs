@@ -3,6 +3,13 @@
 use std::process::Command;
 
 use crate::chore::{Chore, Result, cargo, run as run_command};
+use crate::guests;
+
+/// Minutes that the soak runs in CI: some thousand apps come and go in that time, so
+/// that what each leaves behind is seen.
+const SOAK_MINUTES: &str = "1";
+/// The guests that it serves.
+const SOAK_GUESTS: [&str; 3] = ["tiny", "hello-p2", "js"];
 
 /// Builds `wisp` and the benches' own program, optimised and into the same
 /// folder, where benches look for `wisp`; passes everything else on.
@@ -16,4 +23,20 @@ pub(crate) fn run(chore: &Chore, arguments: &[String]) -> Result<()> {
     run_command(
         Command::new(chore.target.join("release/wisp-bench")).args(arguments).current_dir(&chore.root),
     )
+}
+
+/// As the last step of `cargo xtask ci`: the short form of the soak, which fails if
+/// memory, descriptors or mappings grow. The features of dependencies are settled for
+/// the whole workspace, as they are for the tests before.
+pub(crate) fn soak(chore: &mut Chore) -> Result<()> {
+    guests::build(chore, &SOAK_GUESTS.map(str::to_owned))?;
+    chore.step("soak", |chore| {
+        run_command(cargo().args(["build", "--workspace", "--bins"]).current_dir(&chore.root))?;
+        run_command(
+            Command::new(chore.target.join("debug/wisp-bench"))
+                .args(["soak", "--check", "--minutes", SOAK_MINUTES, "--guests"])
+                .arg(chore.guests())
+                .current_dir(&chore.root),
+        )
+    })
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::chore::{Chore, Failure, Result, cargo, output, run, say};
 use crate::fuzz;
-use crate::{demo, tests, tools};
+use crate::{bench, demo, tests, tools};
 
 /// How long each fuzz target runs in CI: enough to find what breaks at once.
 const FUZZ_SECONDS: u64 = 10;
@@ -42,6 +42,7 @@ pub(crate) fn ci(chore: &mut Chore, is_quick: bool) -> Result<()> {
     note("tests", tests::run(chore, &[]));
     if !is_quick {
         note("demo", demo::check(chore));
+        note("soak", bench::soak(chore));
     }
     if failed.is_empty() {
         say("everything passed");

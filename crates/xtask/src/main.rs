@@ -88,9 +88,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Run exactly what CI runs: format, lints, licences, docs, fuzzing, tests, demo
+    /// Run exactly what CI runs: format, lints, licences, docs, fuzzing, tests, demo, soak
     Ci {
-        /// Leave fuzzing and the demo out, to answer sooner
+        /// Leave fuzzing, the demo and the soak out, to answer sooner
         #[arg(long)]
         quick: bool,
     },
