@@ -7,7 +7,6 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::client::Client;
-use crate::cpu;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::guest::Guest;
@@ -15,7 +14,7 @@ use crate::histogram::Histogram;
 use crate::peer::Sources;
 use crate::plot::{Line, Panel, Plot};
 use crate::random::Random;
-use crate::report::{self, Output, Table, Target, progress};
+use crate::report::{self, Conditions, Output, Table, Target, progress};
 use crate::serve::{Node, Setting};
 
 /// Requests to an app of its own before any is measured: the server's threads, its
@@ -54,8 +53,8 @@ struct Figures {
     figures: BTreeMap<String, f64>,
     rows: Vec<Row>,
     rounds: usize,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
 }
 
 /// The first responses of the apps of one guest.
@@ -78,7 +77,7 @@ struct Row {
 /// # Errors
 /// If something could not be built or started, or an app answered wrongly.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let wisp = options.sources.wisp()?;
     let guests = [(Guest::RustP2, options.rust_count), (Guest::JavaScript, options.js_count)];
     let files = options.sources.guests(&guests.map(|(guest, _)| guest))?;
@@ -94,8 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         figures.insert(format!("{key}_p99_us"), row.p99_us);
         rows.push(row);
     }
-    let figures =
-        Figures { figures, rows, rounds: options.rounds, machine: cpu::machine(), load_average_before };
+    let figures = Figures { figures, rows, rounds: options.rounds, conditions };
     options.output.finish("cold", &figures, &figures.text(), Some(&figures.plot()))
 }
 
@@ -167,7 +165,7 @@ impl Figures {
              From the first byte of the request sent to the first byte of the response received, on a\n\
              connection that is kept. Each app is compiled, verified and in the page cache, but not mapped.\n\n\
              {}\n{}",
-            report::preamble("The first response of an app", &self.load_average_before),
+            report::preamble("The first response of an app", &self.conditions),
             self.rounds,
             table.markdown(),
             report::figures_table(&self.figures, &TARGETS),

@@ -20,7 +20,7 @@ use crate::guest::{BODY, Guest};
 use crate::load::{self, Load};
 use crate::peer::{self, Sources};
 use crate::process::{self, Holding};
-use crate::report::{self, Output, Table, Target, progress};
+use crate::report::{self, Conditions, Output, Table, Target, progress};
 use crate::response::Expected;
 use crate::server::Plan;
 
@@ -133,8 +133,8 @@ pub(crate) struct Record {
     seconds: f64,
     connections: usize,
     rounds: usize,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
     wasmtime: String,
     wasmtime_tuned_flags: String,
 }
@@ -212,15 +212,14 @@ fn run(terms: &Terms, sources: &Sources, all: Groups) -> Result<(Results, Record
         ));
     }
     let stage = Stage::set(sources, &groups)?;
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let (results, failures) = measure_all(&stage, &groups, terms);
     let record = Record {
         rows: groups.iter().flat_map(|(guest, kinds)| rows(*guest, kinds, &results)).collect(),
         seconds: terms.seconds,
         connections: terms.connections,
         rounds: terms.rounds,
-        machine: cpu::machine(),
-        load_average_before,
+        conditions,
         wasmtime: peer::version(&stage.wasmtime),
         wasmtime_tuned_flags: peer::WASMTIME_TUNED_FLAGS.join(" "),
     };
@@ -564,7 +563,7 @@ impl Record {
              - Peer: {}; tuned means `{}`; reused means an instance serves {REUSE_COUNT} requests\n\n\
              CPU is the server process's; the row of the median round is shown, ratios are\n\
              medians over the rounds. See [the bench's README](../README.md) for how to read it.\n\n{}\n",
-            report::preamble(title, &self.load_average_before),
+            report::preamble(title, &self.conditions),
             self.rounds,
             self.seconds,
             self.connections,

@@ -8,7 +8,6 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::client::{self, Client};
-use crate::cpu;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::guest::Guest;
@@ -18,7 +17,7 @@ use crate::peer::Sources;
 use crate::plot::{Line, Panel, Plot};
 use crate::process::Holding;
 use crate::random::{Random, Zipf};
-use crate::report::{self, Output, Table, Target, progress};
+use crate::report::{self, Conditions, Output, Table, Target, progress};
 use crate::serve::{Node, Setting};
 
 /// Apps that are asked for their first response right after the start.
@@ -66,8 +65,8 @@ struct Figures {
     mapped_apps: usize,
     seconds: f64,
     rate: f64,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
     #[serde(skip)]
     first_ns: Histogram,
     #[serde(skip)]
@@ -110,7 +109,7 @@ impl Script for Popularity<'_> {
 /// If something could not be built or started, or an app answered wrongly before
 /// the load; what goes wrong under load is a figure.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let wisp = options.sources.wisp()?;
     let files = options.sources.guests(&[Guest::Tiny])?;
     let fleet = Fleet::make(Guest::Tiny, files.first().map_or("".as_ref(), |file| file), options.count)?;
@@ -185,8 +184,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         mapped_apps: options.mapped,
         seconds: options.seconds,
         rate: options.rate,
-        machine: cpu::machine(),
-        load_average_before,
+        conditions,
         first_ns,
         zipf_ns: window.latency_ns,
     };
@@ -235,7 +233,7 @@ impl Figures {
         format!(
             "{}- Terms: {} apps, {} of them mapped; then {} requests/s over all of them for {} s, app n of them\n  \
              1/n as often as the first\n\n{}\n{}",
-            report::preamble("A hundred thousand apps in one process", &self.load_average_before),
+            report::preamble("A hundred thousand apps in one process", &self.conditions),
             self.apps,
             self.mapped_apps,
             self.rate,

@@ -16,14 +16,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::{self, Client};
-use crate::cpu;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::guest::Guest;
 use crate::histogram::Histogram;
 use crate::peer::Sources;
 use crate::plot::{Line, Panel, Plot};
-use crate::report::{self, Output, Table, Target, progress};
+use crate::report::{self, Conditions, Output, Table, Target, progress};
 use crate::serve::{CLOUD_NAME, Cloud};
 
 /// What the figures are to be.
@@ -61,8 +60,8 @@ struct Figures {
     apps: usize,
     teams: usize,
     at_once: usize,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
     #[serde(skip)]
     deploy_ns: Histogram,
     #[serde(skip)]
@@ -91,7 +90,7 @@ struct Deployed {
 /// # Errors
 /// If something could not be built or started, or the API answers wrongly.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let wisp = options.sources.wisp()?;
     let files = options.sources.guests(&[Guest::Tiny])?;
     let fleet = Fleet::make(Guest::Tiny, files.first().map_or("".as_ref(), |file| file), options.count)?;
@@ -129,8 +128,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         apps: options.count,
         teams: options.teams,
         at_once: options.at_once,
-        machine: cpu::machine(),
-        load_average_before,
+        conditions,
         deploy_ns: deployed.deploy_ns,
         api_ns: deployed.api_ns,
     };
@@ -326,7 +324,7 @@ impl Figures {
             "{}- Terms: {} distinct apps of {} teams, each by a `wisp deploy` of its own, {} at once; each is\n  \
              compiled; then every app is asked for its answer, the server killed and started again, and\n  \
              every app asked once more\n\n{}\n{}",
-            report::preamble("Deploying to one server", &self.load_average_before),
+            report::preamble("Deploying to one server", &self.conditions),
             self.apps,
             self.teams,
             self.at_once,

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::cpu;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::guest::Guest;
 use crate::peer::Sources;
-use crate::report::{self, Output, Table, Target};
+use crate::report::{self, Conditions, Output, Table, Target};
 use crate::serve::Setting;
 
 /// What the figures are to be.
@@ -44,8 +43,8 @@ struct Figures {
     sweeps: Vec<Sweep>,
     apps: usize,
     idle_seconds: f64,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
 }
 
 /// One call that answers how all apps are.
@@ -61,7 +60,7 @@ struct Sweep {
 /// # Errors
 /// If something could not be built or started, or the server does not know all apps.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let wisp = options.sources.wisp()?;
     let files = options.sources.guests(&[Guest::Tiny])?;
     let fleet = Fleet::make(Guest::Tiny, files.first().map_or("".as_ref(), |file| file), options.count)?;
@@ -92,8 +91,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         sweeps,
         apps: options.count,
         idle_seconds: options.idle_seconds,
-        machine: cpu::machine(),
-        load_average_before,
+        conditions,
     };
     options.output.finish("health", &figures, &figures.text(), None)
 }
@@ -112,7 +110,7 @@ impl Figures {
         }
         format!(
             "{}- Terms: {} registered apps, idle for {} s\n\n{}\n{}",
-            report::preamble("What knowing the health of all apps costs", &self.load_average_before),
+            report::preamble("What knowing the health of all apps costs", &self.conditions),
             self.apps,
             self.idle_seconds,
             table.markdown(),

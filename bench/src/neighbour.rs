@@ -9,7 +9,6 @@ use tempfile::TempDir;
 
 use crate::attack::{Attack, Kind};
 use crate::client;
-use crate::cpu;
 use crate::error::Error;
 use crate::fleet;
 use crate::guest::Guest;
@@ -19,7 +18,7 @@ use crate::pace::{self, Pace, Same};
 use crate::peer::Sources;
 use crate::plot::{Line, Panel, Plot};
 use crate::process::Holding;
-use crate::report::{self, Output, Table, Target, progress};
+use crate::report::{self, Conditions, Output, Table, Target, progress};
 use crate::response::Expected;
 use crate::serve::{Node, Setting};
 
@@ -80,8 +79,8 @@ struct Figures {
     cpu_us_per_request: f64,
     seconds: f64,
     rounds: usize,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
 }
 
 /// A beside one attacker, in the median round.
@@ -128,7 +127,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     if kinds.is_empty() {
         return Err(Error::Usage("no attacker is left: `--only` names none that exists".to_owned()));
     }
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let folder = TempDir::new().map_err(Error::io("cannot make a temporary folder"))?;
     let files = options.sources.guests(&[Guest::RustP2, Guest::Attacker])?;
     let apps = folder.path().join("apps");
@@ -181,8 +180,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         cpu_us_per_request,
         seconds: options.seconds,
         rounds: options.rounds,
-        machine: cpu::machine(),
-        load_average_before,
+        conditions,
     };
     options.output.finish("neighbour", &figures, &figures.text(), Some(&figures.plot()))
 }
@@ -329,7 +327,7 @@ impl Figures {
             "{}- Terms: A gets {} requests/s of {} µs server CPU, whether or not it keeps up; the round in the\n  \
              middle of {} by the ratio; {} s each\n\n\
              Latencies count from when a request was due.\n\n{}\n{}",
-            report::preamble("What an app notices of its neighbour", &self.load_average_before),
+            report::preamble("What an app notices of its neighbour", &self.conditions),
             self.rate,
             report::number(self.cpu_us_per_request),
             self.rounds,

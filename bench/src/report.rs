@@ -41,6 +41,14 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Where it was measured, and how busy that machine was before; in the figures of every
+/// bench.
+#[derive(Clone, Serialize)]
+pub(crate) struct Conditions {
+    machine: String,
+    load_average_before: String,
+}
+
 /// The object that `--format json` prints.
 #[derive(Serialize)]
 struct Result<'bench, Figures> {
@@ -53,6 +61,13 @@ struct Result<'bench, Figures> {
 /// A table whose columns are as wide as they must be.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+}
+
+impl Conditions {
+    /// Those of now: to be asked before the bench makes the machine busy.
+    pub(crate) fn now() -> Self {
+        Self { machine: cpu::machine(), load_average_before: cpu::load_average() }
+    }
 }
 
 impl Table {
@@ -170,12 +185,12 @@ pub(crate) fn figures_table(figures: &BTreeMap<String, f64>, targets: &[(&str, T
 
 /// The head of such a text: what was run, where, when, and how busy the machine was
 /// before.
-pub(crate) fn preamble(title: &str, load_average_before: &str) -> String {
+pub(crate) fn preamble(title: &str, conditions: &Conditions) -> String {
+    let Conditions { machine, load_average_before } = conditions;
     format!(
-        "# {title}\n\n- Command: `{}`\n- Machine: {}\n- Date: {}\n\
+        "# {title}\n\n- Command: `{}`\n- Machine: {machine}\n- Date: {}\n\
          - Load average before: {load_average_before}\n",
         command(std::env::args().skip(1)),
-        cpu::machine(),
         httpdate::fmt_http_date(SystemTime::now())
     )
 }

@@ -13,7 +13,6 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::client::{self, Client};
-use crate::cpu;
 use crate::error::Error;
 use crate::fleet::{self, Fleet};
 use crate::guest::Guest;
@@ -22,7 +21,7 @@ use crate::peer::Sources;
 use crate::plot::{Axis, Line, Panel, Plot};
 use crate::process::Holding;
 use crate::random::Random;
-use crate::report::{self, Output, Table, Target, progress};
+use crate::report::{self, Conditions, Output, Table, Target, progress};
 use crate::response::Expected;
 use crate::serve::{Node, Setting};
 
@@ -95,8 +94,8 @@ struct Figures {
     rests: Vec<Rest>,
     samples: Vec<Sample>,
     minutes: f64,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
 }
 
 /// What the process held at rest.
@@ -154,7 +153,7 @@ impl Script for Mix<'_> {
 /// If something could not be built or started, a change never came, or with `--check`
 /// something grew.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let files = options.sources.guests(&[Guest::Tiny, Guest::RustP2, Guest::JavaScript])?;
     let [tiny, rust, js] = files.as_slice() else {
         return Err(Error::Usage("not all guests have a file".to_owned()));
@@ -183,14 +182,14 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     };
     let node = setting.start()?;
     let site = Site { node: &node, apps, beside: folder.path().join("next"), fleet: &fleet, stable };
-    let figures = site.soak(options.minutes * 60.0, load_average_before)?;
+    let figures = site.soak(options.minutes * 60.0, conditions)?;
     options.output.finish("soak", &figures, &figures.text(), Some(&figures.plot()))?;
     if options.check { figures.check() } else { Ok(()) }
 }
 
 impl Site<'_> {
     /// Everything from the warm-up to the end.
-    fn soak(&self, seconds: f64, load_average_before: String) -> Result<Figures, Error> {
+    fn soak(&self, seconds: f64, conditions: Conditions) -> Result<Figures, Error> {
         let began = Instant::now();
         let mut samples = Vec::new();
         let warm_up = seconds * WARM_UP_SHARE;
@@ -221,14 +220,7 @@ impl Site<'_> {
             Rest { when: "after the warm-up", holding: settled },
             Rest { when: "at the end", holding: end },
         ];
-        Ok(Figures {
-            figures,
-            rests,
-            samples,
-            minutes: seconds / 60.0,
-            machine: cpu::machine(),
-            load_average_before,
-        })
+        Ok(Figures { figures, rests, samples, minutes: seconds / 60.0, conditions })
     }
 
     /// Traffic and churn for some time; how many apps came and went.
@@ -411,7 +403,7 @@ impl Figures {
              Growth of memory: the last tenth of the samples over the first after the warm-up, by their\n\
              medians, less one.\n\
              Growth of descriptors and mappings: the difference at rest.\n\n{}\n{}",
-            report::preamble("What grows", &self.load_average_before),
+            report::preamble("What grows", &self.conditions),
             report::number(self.minutes),
             table.markdown(),
             report::figures_table(&self.figures, &TARGETS),

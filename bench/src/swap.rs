@@ -10,7 +10,6 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::client::{self, Client};
-use crate::cpu;
 use crate::error::Error;
 use crate::fleet::{self, Fleet};
 use crate::guest::Guest;
@@ -19,7 +18,7 @@ use crate::pace::{self, Pace, Script};
 use crate::peer::Sources;
 use crate::plot::{Axis, Line, Panel, Plot};
 use crate::random::Random;
-use crate::report::{self, Output, Table, Target, progress};
+use crate::report::{self, Conditions, Output, Table, Target, progress};
 use crate::serve::{Node, Setting};
 
 /// The app's host.
@@ -67,8 +66,8 @@ struct Figures {
     figures: BTreeMap<String, f64>,
     rows: Vec<Row>,
     rate: f64,
-    machine: String,
-    load_average_before: String,
+    #[serde(flatten)]
+    conditions: Conditions,
     #[serde(skip)]
     plot: Vec<(&'static str, Histogram)>,
     #[serde(skip)]
@@ -207,7 +206,7 @@ impl Deployer<'_> {
 /// # Errors
 /// If something could not be built or started, or a version never came.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let load_average_before = cpu::load_average();
+    let conditions = Conditions::now();
     let wisp = options.sources.wisp()?;
     let files = options.sources.guests(&[Guest::Tiny])?;
     // A fleet is a folder of apps that differ by their number: here, of versions.
@@ -263,15 +262,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         ("rollback", rollback),
     ];
     let rows = plot.iter().map(|(what, of)| Row::of(what, of)).collect();
-    let figures = Figures {
-        figures,
-        rows,
-        rate: options.rate,
-        machine: cpu::machine(),
-        load_average_before,
-        plot,
-        swaps_ms,
-    };
+    let figures = Figures { figures, rows, rate: options.rate, conditions, plot, swaps_ms };
     options.output.finish("swap", &figures, &figures.text(), Some(&figures.plot()))
 }
 
@@ -342,7 +333,7 @@ impl Figures {
         format!(
             "{}- Terms: {} requests/s; a swap is a symbolic link renamed over another\n\n\
              Times from just before the rename, or before the operator's request.\n\n{}\n{}",
-            report::preamble("Replacing an app under load", &self.load_average_before),
+            report::preamble("Replacing an app under load", &self.conditions),
             self.rate,
             table.markdown(),
             report::figures_table(&self.figures, &TARGETS),
