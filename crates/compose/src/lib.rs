@@ -1,0 +1,1 @@
+//! Components made of components: dependencies, middleware, denied capabilities.
