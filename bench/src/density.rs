@@ -24,6 +24,9 @@ use crate::serve::{Node, Setting};
 const FIRST_RESPONSES_COUNT: usize = 1000;
 /// The exponent of the distribution of requests over apps.
 const ZIPF_EXPONENT: f64 = 1.0;
+/// Connections that the server is asked to allow: each takes a descriptor, of which
+/// there are 20,000 by the usual limit, and so does a mapped image.
+const MAX_CONNECTIONS_COUNT: usize = 1000;
 /// Seconds of load before latencies count.
 const WARM_UP_SECONDS: f64 = 2.0;
 
@@ -113,7 +116,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let wisp = options.sources.wisp()?;
     let files = options.sources.guests(&[Guest::Tiny])?;
     let fleet = Fleet::make(Guest::Tiny, files.first().map_or("".as_ref(), |file| file), options.count)?;
-    let setting = Setting::of(&wisp, &fleet);
+    let mut setting = Setting::of(&wisp, &fleet);
+    setting.flags = vec!["--max-connections".to_owned(), MAX_CONNECTIONS_COUNT.to_string()];
     setting.compile(&fleet)?;
     fleet.warm_page_cache()?;
 

@@ -15,25 +15,12 @@ use std::{
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::Error;
+use crate::{Error, priority::lower_priority};
 
 /// How much less priority these threads have (`nice`, which ends at 19): behind what
 /// serves, before guests that compute without end, so that a node whose cores are busy
 /// still compiles.
 const NICE: i32 = 10;
-
-/// The least priority that there is.
-const LEAST_NICE: i32 = 19;
-
-/// Has the kernel prefer other threads to the calling one.
-///
-/// # Errors
-/// If the operating system refuses.
-pub fn lower_priority(nice: i32) -> std::io::Result<()> {
-    // In Linux both concern the calling thread.
-    let current = rustix::process::getpriority_process(None)?;
-    Ok(rustix::process::setpriority_process(None, (current + nice).min(LEAST_NICE))?)
-}
 
 /// Does the work on the threads for compiling, and waits for it for a bounded time.
 pub(crate) fn compile<T: Send + 'static>(

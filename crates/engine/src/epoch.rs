@@ -50,7 +50,7 @@ pub const SLICE: Duration = Duration::from_millis(1);
 
 /// The tick when nothing ran for [`IDLE_AFTER_TICKS_COUNT`] ticks. It still ticks,
 /// so that a guest is preempted even if it was forgotten.
-const IDLE_TICK_MS: u64 = 50;
+const IDLE_TICK_MS: u64 = 250;
 
 /// After how many ticks without a guest the clock slows down.
 const IDLE_AFTER_TICKS_COUNT: u32 = 25;

@@ -1,4 +1,7 @@
 //! Room for what loading a component allocates.
+//!
+//! A load makes room for the next one when its request was answered, so that no request
+//! waits for it but the first of a thread.
 
 use rustix::mm::{Advice, madvise};
 
@@ -11,7 +14,7 @@ const LOAD_BYTES: usize = 256 << 10;
 /// a system call and a fault: a sixth of the time that a load takes. Asking once for all
 /// of it, and having the kernel fill it in one go, costs a tenth of that. Where there is
 /// room already, and with any other allocator, this does next to nothing.
-pub(crate) fn make_room() {
+pub fn make_room() {
     let mut room = Vec::<u8>::with_capacity(LOAD_BYTES);
     let page_bytes = crate::memory::page_bytes();
     let start = room.as_mut_ptr().wrapping_add(page_bytes);

@@ -7,10 +7,18 @@
 //!
 //! A task makes room ahead of need: it begins when less than an eighth of the budget is
 //! free and ends when a quarter is. A load that finds no room at all makes it itself.
+//!
+//! The operating system bounds the mappings of a process, and a process that has none left
+//! cannot run guests any more. Images take three each; what instances take depends on how
+//! many there were at once, of which kinds. So that task counts them now and then, which
+//! takes milliseconds, and images get what is left.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::Notify;
@@ -18,6 +26,7 @@ use tokio::sync::Notify;
 use crate::{
     Budget, Node, Runtime,
     entry::{Entry, Fact},
+    os_limits::{MAPPINGS_PER_IMAGE_COUNT, SPARE_MAPPINGS_COUNT, mappings_count, max_mappings_count},
 };
 
 /// Apps unmapped before others on the control thread have their turn.
@@ -27,12 +36,30 @@ const EVICTIONS_AT_ONCE_COUNT: usize = 32;
 /// descriptors, and about as much memory.
 const STATE_IMAGES_COUNT: u64 = 8;
 
+/// Loads after which the process's mappings are counted again. Each may have been the
+/// first for an instance's slot, which takes some ten mappings.
+const LOADS_PER_COUNT: usize = 256;
+
+/// Seconds between two counts at least: one takes up to 30 ms.
+const COUNT_INTERVAL_S: u32 = 2;
+
 /// The line of what is mapped.
 pub(crate) struct Mapped {
     budget: Budget,
+    mappings: Mappings,
     line: Mutex<VecDeque<Standing>>,
     /// There is less room than there should be.
     is_tight: Arc<Notify>,
+}
+
+/// The process's mappings.
+struct Mappings {
+    max_count: usize,
+    /// Those that are no image's, when they were last counted; none before.
+    others_count: AtomicUsize,
+    counted_s: AtomicU32,
+    /// Since they were counted.
+    loads_count: AtomicUsize,
 }
 
 /// Who has to go.
@@ -51,7 +78,13 @@ struct Standing {
 
 impl Mapped {
     pub(crate) fn new(budget: Budget) -> Self {
-        Self { budget, line: Mutex::default(), is_tight: Arc::default() }
+        let mappings = Mappings {
+            max_count: max_mappings_count(),
+            others_count: AtomicUsize::new(0),
+            counted_s: AtomicU32::new(0),
+            loads_count: AtomicUsize::new(0),
+        };
+        Self { budget, mappings, line: Mutex::default(), is_tight: Arc::default() }
     }
 
     pub(crate) fn budget(&self) -> Budget {
@@ -110,26 +143,58 @@ impl Mapped {
     }
 }
 
-impl Budget {
+impl Mapped {
     /// Whether what is mapped, and one image more, takes more than so many eighths.
     fn is_exceeded(&self, runtime: &Runtime, eighths: u64) -> bool {
         let mapped = runtime.mapped();
         let states_count = runtime.open_states_count() as u64;
         let images_count = mapped.images_count as u64 + states_count * STATE_IMAGES_COUNT + 1;
-        images_count.saturating_mul(8) > (self.max_images_count as u64).saturating_mul(eighths)
-            || mapped.image_bytes.saturating_mul(8) > self.max_image_bytes.saturating_mul(eighths)
+        let max_images_count = self.budget.max_images_count.min(self.mappings.max_images_count()) as u64;
+        images_count.saturating_mul(8) > max_images_count.saturating_mul(eighths)
+            || mapped.image_bytes.saturating_mul(8) > self.budget.max_image_bytes.saturating_mul(eighths)
+    }
+}
+
+impl Mappings {
+    /// How many images there may be beside all else.
+    fn max_images_count(&self) -> usize {
+        let others_count = self.others_count.load(Ordering::Relaxed) + SPARE_MAPPINGS_COUNT;
+        self.max_count.saturating_sub(others_count) / MAPPINGS_PER_IMAGE_COUNT
+    }
+
+    /// Whether they should be counted, now that there is one load more.
+    fn is_due_after_load(&self, now_s: u32) -> bool {
+        self.loads_count.fetch_add(1, Ordering::Relaxed) >= LOADS_PER_COUNT && self.is_due(now_s)
+    }
+
+    fn is_due(&self, now_s: u32) -> bool {
+        self.loads_count.load(Ordering::Relaxed) >= LOADS_PER_COUNT
+            && now_s.saturating_sub(self.counted_s.load(Ordering::Relaxed)) >= COUNT_INTERVAL_S
+    }
+
+    /// Counts them, if that is due.
+    fn count_when_due(&self, runtime: &Runtime, now_s: u32) {
+        if !self.is_due(now_s) {
+            return;
+        }
+        self.counted_s.store(now_s, Ordering::Relaxed);
+        self.loads_count.store(0, Ordering::Relaxed);
+        let of_images_count = runtime.mapped().images_count * MAPPINGS_PER_IMAGE_COUNT;
+        if let Some(count) = mappings_count() {
+            self.others_count.store(count.saturating_sub(of_images_count), Ordering::Relaxed);
+        }
     }
 }
 
 impl Node {
     /// Makes room for an app that is about to be mapped, if there is none.
     pub(crate) fn make_room(&self, wanted: &Arc<Entry>) {
-        let budget = self.mapped.budget();
-        if budget.is_exceeded(&self.runtime, 7) {
-            self.mapped.is_tight.notify_one();
+        let mapped = &self.mapped;
+        if mapped.mappings.is_due_after_load(self.now_s()) || mapped.is_exceeded(&self.runtime, 7) {
+            mapped.is_tight.notify_one();
         }
         let mut passed_over_count = 0;
-        while budget.is_exceeded(&self.runtime, 8) {
+        while mapped.is_exceeded(&self.runtime, 8) {
             match self.mapped.next(&mut passed_over_count) {
                 None => break,
                 // It goes on to serve while its new version is loaded.
@@ -163,15 +228,16 @@ impl Node {
         drop(self);
         loop {
             let Some(node) = this.upgrade() else { return };
-            let budget = node.mapped.budget();
+            let mapped = &node.mapped;
+            mapped.mappings.count_when_due(&node.runtime, node.now_s());
             let mut passed_over_count = 0;
-            if budget.is_exceeded(&node.runtime, 7) {
+            if mapped.is_exceeded(&node.runtime, 7) {
                 'making_room: loop {
                     for _ in 0..EVICTIONS_AT_ONCE_COUNT {
-                        if !budget.is_exceeded(&node.runtime, 6) {
+                        if !mapped.is_exceeded(&node.runtime, 6) {
                             break 'making_room;
                         }
-                        let Some(victim) = node.mapped.next(&mut passed_over_count) else {
+                        let Some(victim) = mapped.next(&mut passed_over_count) else {
                             break 'making_room;
                         };
                         node.evict(&victim);
@@ -220,6 +286,21 @@ mod tests {
             });
         }
         all
+    }
+
+    #[test]
+    fn images_get_the_mappings_that_nobody_else_has() {
+        let (mapped, _) = line(&[]);
+        let mappings = Mappings { max_count: 65_530, ..mapped.mappings };
+        let before = mappings.max_images_count();
+        mappings.others_count.store(30_000, Ordering::Relaxed);
+        assert_eq!(before - mappings.max_images_count(), 30_000 / MAPPINGS_PER_IMAGE_COUNT);
+        mappings.others_count.store(70_000, Ordering::Relaxed);
+        assert_eq!(mappings.max_images_count(), 0, "more than there may be is no reason to panic");
+        let due_count = (0..2 * LOADS_PER_COUNT).filter(|_| mappings.is_due_after_load(60)).count();
+        assert_eq!(due_count, LOADS_PER_COUNT);
+        mappings.counted_s.store(59, Ordering::Relaxed);
+        assert!(!mappings.is_due_after_load(60), "they were counted a moment ago");
     }
 
     #[test]

@@ -10,14 +10,15 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 /// What Linux allows of mappings unless it is set otherwise.
 const USUAL_MAX_MAPPINGS_COUNT: usize = 65_530;
 
-/// Mappings of one instance's slot in a pool, of which there are two.
-const MAPPINGS_PER_SLOT_COUNT: usize = 2 * 2;
+/// Mappings of one instance's slot once it was used: five of its memory, two of its
+/// stack, of each of the pools. Most processes use one or two pools.
+const MAPPINGS_PER_SLOT_COUNT: usize = 2 * 7;
 
 /// Mappings of the process for everything else: code, heaps, stacks of threads.
-const SPARE_MAPPINGS_COUNT: usize = 4_000;
+pub(crate) const SPARE_MAPPINGS_COUNT: usize = 4_000;
 
 /// Mappings of an image: before its code, the code, after it.
-const MAPPINGS_PER_IMAGE_COUNT: usize = 3;
+pub(crate) const MAPPINGS_PER_IMAGE_COUNT: usize = 3;
 
 /// Descriptors for everything but connections and images: logs, databases, outbound
 /// connections.
@@ -65,7 +66,7 @@ pub fn raise_descriptor_limit() -> Option<u64> {
 }
 
 /// How many mappings a process may have.
-fn max_mappings_count() -> usize {
+pub(crate) fn max_mappings_count() -> usize {
     read_number("/proc/sys/vm/max_map_count").unwrap_or(USUAL_MAX_MAPPINGS_COUNT)
 }
 

@@ -20,7 +20,9 @@ use std::collections::HashSet;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wisp_manifest::allowed_hosts::{AllowedHosts, BlockedNetworks};
@@ -32,6 +34,13 @@ use crate::Error;
 /// the number of ports that one address has towards one destination (about
 /// 28,000), so that a runaway guest gets an error and not the whole machine.
 pub const DEFAULT_MAX_TOTAL_CONNECTIONS_COUNT: usize = 16_384;
+
+/// How many connections a second a component opens through sockets of its own, and how
+/// many at once after a pause; more wait for their turn. A connection that was closed
+/// keeps its port for a minute, and there are about 28,000 towards one destination: with
+/// more than this a single guest takes them all, and the kernel spends its time looking
+/// for one that is free. Connections of databases and of outbound HTTP are reused.
+pub const MAX_SOCKET_CONNECTIONS_PER_S: u32 = 400;
 
 /// How many different refused destinations are logged per component. A guest
 /// can make up names without end; an operator needs to see the first few.
@@ -51,7 +60,16 @@ struct Inner {
     allowed: AllowedHosts,
     blocked: BlockedNetworks,
     limits: Limits,
+    connecting: Pace,
     logged: Logged,
+}
+
+/// When the next connection may be opened.
+struct Pace {
+    start: Instant,
+    /// When all that was allowed so far would have happened at an even pace, in
+    /// nanoseconds from the start.
+    even_ns: AtomicU64,
 }
 
 /// Where a guest wants to connect to.
@@ -94,6 +112,20 @@ struct Logged {
     seen: Mutex<HashSet<u64>>,
 }
 
+impl Pace {
+    /// Takes the next turn; how long it is until then. One that is not used is lost.
+    fn next(&self, now: Duration) -> Duration {
+        const SECOND_NS: u64 = 1_000_000_000;
+        let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let step_ns = SECOND_NS / u64::from(MAX_SOCKET_CONNECTIONS_PER_S);
+        let next = |even_ns: u64| Some(even_ns.max(now_ns).saturating_add(step_ns));
+        let (Ok(before_ns) | Err(before_ns)) =
+            self.even_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        // A second's worth of them at once.
+        Duration::from_nanos(before_ns.saturating_sub(now_ns.saturating_add(SECOND_NS - step_ns)))
+    }
+}
+
 impl Grant {
     /// What `component` may reach.
     pub fn new(
@@ -102,8 +134,14 @@ impl Grant {
         blocked: BlockedNetworks,
         limits: Limits,
     ) -> Self {
-        let inner =
-            Inner { component: component.into(), allowed, blocked, limits, logged: Logged::default() };
+        let inner = Inner {
+            component: component.into(),
+            allowed,
+            blocked,
+            limits,
+            connecting: Pace { start: Instant::now(), even_ns: AtomicU64::new(0) },
+            logged: Logged::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -222,6 +260,12 @@ impl Grant {
     /// Whether the component may open TCP connections by itself.
     pub(crate) fn may_connect(&self) -> bool {
         self.inner.allowed.allows_scheme("tcp")
+    }
+
+    /// How long the component has to wait until it opens one more connection by itself;
+    /// see [`MAX_SOCKET_CONNECTIONS_PER_S`].
+    pub(crate) fn connect_wait(&self) -> Duration {
+        self.inner.connecting.next(self.inner.connecting.start.elapsed())
     }
 
     /// The right to open one more connection, under the process's bound and
@@ -456,6 +500,22 @@ mod tests {
     use wisp_manifest::allowed_hosts::AllowedHost;
 
     use super::*;
+
+    #[test]
+    fn connections_are_opened_at_a_pace_after_a_second_s_worth() {
+        let pace = Pace { start: Instant::now(), even_ns: AtomicU64::new(0) };
+        let per_second = u64::from(MAX_SOCKET_CONNECTIONS_PER_S);
+        let now = Duration::from_secs(5);
+        assert!((0..per_second).all(|_| pace.next(now).is_zero()), "a burst does not wait");
+        let waits = (1..=per_second).map(|turn| (turn, pace.next(now)));
+        for (turn, wait) in waits {
+            assert_eq!(
+                wait,
+                Duration::from_secs(1) / MAX_SOCKET_CONNECTIONS_PER_S * u32::try_from(turn).unwrap()
+            );
+        }
+        assert!(pace.next(now + Duration::from_secs(10)).is_zero(), "after a pause it begins anew");
+    }
 
     fn grant(allowed: &[&str], blocked: &[&str], limits: Limits) -> Grant {
         let allowed = allowed.iter().map(|entry| AllowedHost::parse(entry).unwrap()).collect();

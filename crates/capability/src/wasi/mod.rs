@@ -270,7 +270,16 @@ fn sockets(outbound: outbound::Grant, permits: Option<HeldPermits>) -> WasiSocke
     builder.allow_tcp(true).allow_udp(true).allow_ip_name_lookup(false);
     builder.socket_addr_check(move |address, usage| {
         let is_allowed = is_socket_use_allowed(&outbound, permits.as_ref(), address, usage);
-        Box::pin(std::future::ready(is_allowed)) as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
+        let wait = match usage {
+            SocketAddrUse::TcpConnect if is_allowed => outbound.connect_wait(),
+            _ => Duration::ZERO,
+        };
+        Box::pin(async move {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            is_allowed
+        }) as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
     });
     builder.build().sockets().clone()
 }

@@ -1,9 +1,9 @@
 //! A guest that handles a request: where it runs, and its bill.
 //!
 //! A guest starts on the thread of its connection, polled by the connection's own
-//! task. When it has used up a slice there it moves to the compute lane (see
-//! [`super::compute`]) and is only watched from here; one that is expected to need
-//! more than a moment, or whose app is over its share, starts there.
+//! task. When it has used up a slice there, or was run very often, it moves to the
+//! compute lane (see [`super::compute`]) and is only watched from here; one that is
+//! expected to need more than a moment, or whose app is over its share, starts there.
 //!
 //! Whoever has the [`Guest`] has the request: when it is dropped, the guest is
 //! cancelled if it still runs, and the request is entered into its component's
@@ -27,6 +27,11 @@ use super::{
 /// A request that is likely to need more than this starts on the compute lane
 /// where apps compete: moving it costs about a fiftieth of that.
 const LONG: Duration = Duration::from_micros(500);
+
+/// A guest that was run more often than this and has not ended is not waiting for one
+/// answer: it moves to the compute lane where apps compete. Hundreds of clients that send
+/// a byte now and then would otherwise have their guests run before others.
+const MANY_POLLS_COUNT: u32 = 64;
 
 /// A guest, somewhere.
 pub(super) struct Guest {
@@ -53,6 +58,8 @@ struct Bill {
     end: Option<Instant>,
     /// CPU time on this thread, which is not in the shares yet.
     cpu_here_ns: u64,
+    /// How often it was run on this thread.
+    polls_count: u32,
     response_bytes: u64,
     status: u16,
     outcome: Option<Outcome>,
@@ -70,6 +77,7 @@ impl Guest {
             start: None,
             end: None,
             cpu_here_ns: 0,
+            polls_count: 0,
             response_bytes: 0,
             status: 0,
             outcome: None,
@@ -110,11 +118,19 @@ impl Guest {
                     let polled = guest.as_mut().poll(context);
                     let SliceEnd { cpu_ns, is_used_up, at } = slice.end();
                     bill.cpu_here_ns += cpu_ns;
+                    bill.polls_count = bill.polls_count.saturating_add(1);
                     let used_ns = bill.reply.usage().add_cpu_ns(cpu_ns);
                     if polled.is_pending() {
                         if let Err(failed) = bill.reply.component().check_cpu(used_ns) {
                             Poll::Ready(Err(failed))
                         } else if is_used_up {
+                            // Those of its kind that come next should not begin here, each
+                            // with a slice, before this one is over.
+                            bill.reply.component().totals.expect_cpu_ns(nanoseconds(SLICE));
+                            return self.move_away(context);
+                        } else if bill.polls_count > MANY_POLLS_COUNT
+                            && bill.reply.component().commons.shares.has_competition()
+                        {
                             return self.move_away(context);
                         } else {
                             Poll::Pending
@@ -153,15 +169,12 @@ impl Guest {
         }
     }
 
-    /// Its first slice is used up: lets it go on elsewhere.
+    /// Lets it go on elsewhere.
     fn move_away(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GuestFailed>> {
         let place = std::mem::replace(&mut self.place, Place::Ended);
         self.place = match (place, &self.bill) {
             (Place::Here(guest), Some(bill)) => match &bill.reply.component().commons.compute {
                 Some(compute) => {
-                    // Those of its kind that come next should not begin here, each
-                    // with a slice, before this one is over.
-                    bill.reply.component().totals.expect_cpu_ns(nanoseconds(SLICE));
                     bill.reply.watch(context);
                     Place::Away(Task::start(compute.lane(), &bill.reply, guest))
                 }

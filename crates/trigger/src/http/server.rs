@@ -407,6 +407,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 impl Worker {
     fn run(self, mut accepted: mpsc::UnboundedReceiver<Accepted>, connections: TaskTracker) {
+        if let Err(error) = wisp_engine::prefer_short_slices() {
+            // It waits a little longer for a core that a guest computes on.
+            tracing::debug!("a worker cannot ask for short slices: {error}");
+        }
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
