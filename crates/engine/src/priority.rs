@@ -7,8 +7,8 @@ use rustix::process::{getpriority_process, setpriority_process};
 /// The least priority that there is.
 const LEAST_NICE: i32 = 19;
 
-/// How long a thread that answers requests asks to run at a time: the shortest that
-/// Linux takes. Most requests need less.
+/// How long a thread asks to run at a time: the shortest that Linux takes. Most requests
+/// need less.
 const SHORT_SLICE: Duration = Duration::from_micros(100);
 
 /// What `sched_setattr` reads, in its first version.
@@ -36,7 +36,8 @@ pub fn lower_priority(nice: i32) -> io::Result<()> {
 
 /// Has the kernel run the calling thread often and briefly: when it wakes, it takes the
 /// core from a thread that computes at once, instead of when that one's slice is over,
-/// some milliseconds later. Linux since 6.12; before, this changes nothing.
+/// some milliseconds later; and when it computes, others need not wait for longer than
+/// such a slice. Linux since 6.12; before, this changes nothing.
 ///
 /// # Errors
 /// If the operating system refuses.

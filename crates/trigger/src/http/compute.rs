@@ -159,7 +159,8 @@ impl ComputeThreads {
 
 /// Has the kernel prefer other threads to this one.
 fn give_way(nice: i32) {
-    if let Err(error) = wisp_engine::lower_priority(nice) {
+    // A thread may finish the slice that it asked for before it is interrupted.
+    if let Err(error) = wisp_engine::lower_priority(nice).and_then(|()| wisp_engine::prefer_short_slices()) {
         // The lane still shares fairly, and workers wait a little longer.
         tracing::debug!("the priority of a compute thread cannot be lowered: {error}");
     }

@@ -29,8 +29,8 @@ use super::{
 const LONG: Duration = Duration::from_micros(500);
 
 /// A guest that was run more often than this and has not ended is not waiting for one
-/// answer: it moves to the compute lane where apps compete. Hundreds of clients that send
-/// a byte now and then would otherwise have their guests run before others.
+/// answer: it moves to the compute lane. Hundreds of clients that send a byte now and then
+/// would otherwise have their guests run before others, all of them at once.
 const MANY_POLLS_COUNT: u32 = 64;
 
 /// A guest, somewhere.
@@ -128,9 +128,7 @@ impl Guest {
                             // with a slice, before this one is over.
                             bill.reply.component().totals.expect_cpu_ns(nanoseconds(SLICE));
                             return self.move_away(context);
-                        } else if bill.polls_count > MANY_POLLS_COUNT
-                            && bill.reply.component().commons.shares.has_competition()
-                        {
+                        } else if bill.polls_count > MANY_POLLS_COUNT {
                             return self.move_away(context);
                         } else {
                             Poll::Pending
