@@ -268,6 +268,8 @@ pub struct Grants {
     pub blocked_networks: BlockedNetworks,
     /// Ceilings of its components' limits.
     pub limits: Limits,
+    /// Its part of the CPU where apps compete, relative to others'. `None` is the usual one.
+    pub cpu_weight: Option<u32>,
     /// Where labels have another backend than the platform's own.
     pub backends: RuntimeConfig,
 }

@@ -34,6 +34,9 @@ pub const MAX_POLICY_BYTES: usize = 4 << 20;
 /// Entries of one list: each deploy walks them.
 pub const MAX_ENTRIES_COUNT: usize = 1_000;
 
+/// The largest `cpu_weight`: a hundred times the usual one, 100.
+const MAX_CPU_WEIGHT: u32 = 10_000;
+
 /// How a policy is called in messages when it came from nowhere.
 const UNNAMED: &str = "policy.toml";
 
@@ -128,6 +131,7 @@ struct RawTeam {
     approve: Option<Vec<Capability>>,
     quotas: Option<RawQuotas>,
     limits: Option<RawLimits>,
+    cpu_weight: Option<Spanned<u32>>,
     backends: Option<Spanned<toml::Table>>,
 }
 
@@ -329,6 +333,7 @@ impl RawTeam {
             outbound: self.outbound.or(default.outbound),
             open_networks: self.open_networks.or(default.open_networks),
             approve: self.approve.or(default.approve),
+            cpu_weight: self.cpu_weight.or(default.cpu_weight),
             backends: self.backends.or(default.backends),
             quotas,
             limits,
@@ -404,6 +409,7 @@ impl Reader<'_> {
             },
             blocked_networks: self.blocked(raw.open_networks.as_deref().unwrap_or_default()),
             limits: raw.limits.as_ref().map(|limits| self.limits(limits)).unwrap_or_default(),
+            cpu_weight: raw.cpu_weight.as_ref().and_then(|weight| self.cpu_weight(weight)),
             backends,
         };
         TeamPolicy {
@@ -415,6 +421,18 @@ impl Reader<'_> {
             grants: Arc::new(grants),
             backends: labels,
         }
+    }
+
+    fn cpu_weight(&mut self, weight: &Spanned<u32>) -> Option<u32> {
+        let value = *weight.get_ref();
+        if (1..=MAX_CPU_WEIGHT).contains(&value) {
+            return Some(value);
+        }
+        self.problem(
+            weight.span().start,
+            &format!("`cpu_weight` is from 1 to {MAX_CPU_WEIGHT}, not {value}"),
+        );
+        None
     }
 
     /// Everything but the public internet, without what is opened.
@@ -566,6 +584,7 @@ url = "redis://localhost:6379"
 [team.shop]
 outbound = ["*://*:*"]
 open_networks = ["10.1.0.0/16"]
+cpu_weight = 400
 
 [team.shop.limits]
 memory_bytes = 2000
@@ -590,6 +609,7 @@ memory_bytes = 2000
         assert!(shop.refuses_destination(&host("https://evil.example")).is_none());
         assert!(shop.needs_approval(Capability::Outbound) && !shop.needs_approval(Capability::Sqlite));
         assert_eq!(shop.grants().limits.memory_bytes, Some(2000));
+        assert_eq!((shop.grants().cpu_weight, other.grants().cpu_weight), (Some(400), None));
         assert_eq!(shop.grants().limits.cpu_time, Some(Duration::from_secs(10)));
         assert!(shop.has_backend(ResourceKind::KeyValue, "shared"));
         assert!(!shop.has_backend(ResourceKind::Sqlite, "shared"));
@@ -608,10 +628,15 @@ memory_bytes = 2000
 
     #[test]
     fn all_that_is_wrong_is_said_with_its_line() {
-        let text = "[default]\noutbound = [\"x\"]\nopen_networks = [\"y\"]\n[default.limits]\ncpu_time = \"1\"\n[team.NO]\n";
+        let text = "[default]\noutbound = [\"x\"]\nopen_networks = [\"y\"]\n[default.limits]\ncpu_time = \"1\"\n[team.NO]\n[team.a]\ncpu_weight = 0\n";
         let all = Policy::parse(Path::new("policy.toml"), text).unwrap_err().to_string();
-        for expected in ["policy.toml:2: ", "policy.toml:3: `y`", "policy.toml:5: `1` is no duration", "`NO`"]
-        {
+        for expected in [
+            "policy.toml:2: ",
+            "policy.toml:3: `y`",
+            "policy.toml:5: `1` is no duration",
+            "`NO`",
+            "policy.toml:8: `cpu_weight`",
+        ] {
             assert!(all.contains(expected), "{expected} is not in:\n{all}");
         }
         let unknown = Policy::parse(Path::new("policy.toml"), "[default]\n\noutbond = []\n").unwrap_err();

@@ -269,6 +269,7 @@ impl Node {
         settings.log_name = Some(release.app.to_string());
         settings.variables.extend(described.variables);
         settings.ceilings = described.ceilings;
+        settings.cpu_weight = described.cpu_weight;
         settings.granted_hosts = Some(described.granted_hosts);
         settings.blocked_networks = Some(described.blocked_networks);
         let loaded = self.runtime.load(&app, &settings, &stores, entry.outcomes()).await?;
@@ -300,6 +301,7 @@ impl Node {
         let mut settings = self.settings.app.clone();
         settings.log_name = Some(entry.host.to_string());
         settings.variables.extend(self.variables_of(&entry.host)?);
+        settings.cpu_weight = self.settings.cpu_weights.get(&entry.host).copied();
         let loaded = self.runtime.load(&app, &settings, &state, entry.outcomes()).await?;
         let mut is_reliable = is_settled;
         let sources = loaded.sources.into_iter().filter_map(|(path, identity)| {

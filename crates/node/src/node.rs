@@ -410,6 +410,7 @@ mod tests {
                 key_value_stores: Default::default(),
                 sqlite_databases: Default::default(),
                 ceilings: Default::default(),
+                cpu_weight: None,
                 granted_hosts: Vec::new(),
                 blocked_networks: Default::default(),
             })
@@ -430,6 +431,7 @@ mod tests {
             state_dir: None,
             variables_dir: None,
             app: AppSettings::default(),
+            cpu_weights: std::collections::HashMap::new(),
             releases: Some(releases.clone()),
             budget: Budget { max_images_count: 10, max_image_bytes: u64::MAX },
             max_waiting_count: 10,

@@ -79,6 +79,8 @@ pub struct Release {
     pub sqlite_databases: IndexMap<String, Resource>,
     /// What its components may have at most.
     pub ceilings: Limits,
+    /// Its part of the CPU where apps compete, relative to others'; `None` is the usual one.
+    pub cpu_weight: Option<u32>,
     /// Destinations that the operator grants; what its manifest names beyond is refused.
     pub granted_hosts: Vec<AllowedHost>,
     /// Networks that it may not reach, whatever its manifest names.

@@ -26,7 +26,9 @@ use wisp_manifest::{
     id::ComponentId,
     model::{App, Component, Executor, HttpTarget, Limits, Source, TriggerKind},
 };
-use wisp_trigger::http::{Commons, ComponentLimits, ComponentSpec, HttpApp, HttpAppBuilder, Outcomes};
+use wisp_trigger::http::{
+    Commons, ComponentLimits, ComponentSpec, DEFAULT_WEIGHT, HttpApp, HttpAppBuilder, Outcomes,
+};
 
 use crate::{
     AppSettings, Error, Errors, Release, RuntimeSettings,
@@ -264,6 +266,7 @@ impl Runtime {
 
         let local = LocalSlot::default();
         let account = self.commons.account(settings.log_name.as_deref().unwrap_or(&app.name));
+        account.set_weight(settings.cpu_weight.unwrap_or(DEFAULT_WEIGHT));
         let commons = self.commons.clone();
         let mut builder =
             HttpAppBuilder::new(&self.engine, &self.linkers, commons, account, self.tracker.clone())

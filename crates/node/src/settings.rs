@@ -1,6 +1,6 @@
 //! What the operator decides, as opposed to the app's author.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use wisp_capability::{
     VirtualWorld,
@@ -14,7 +14,7 @@ use wisp_manifest::{
 };
 use wisp_trigger::http::CommonsSettings;
 
-use crate::Releases;
+use crate::{HostName, Releases};
 
 /// Settings of a process: what all of its apps share.
 #[derive(Default)]
@@ -71,6 +71,8 @@ pub struct AppSettings {
     pub use_variables_providers: bool,
     /// What the app is called in logs and accounts, where there are many apps.
     pub log_name: Option<String>,
+    /// Its part of the CPU where apps compete, relative to others'; `None` is the usual one.
+    pub cpu_weight: Option<u32>,
     /// Destinations that it may be allowed at all; `None` are all.
     pub granted_hosts: Option<Vec<AllowedHost>>,
     /// Networks that it may not reach; `None` are those of the runtime configuration.
@@ -91,6 +93,9 @@ pub struct NodeSettings {
     pub variables_dir: Option<PathBuf>,
     /// What all apps have in common.
     pub app: AppSettings,
+    /// The part of the CPU that apps of folders have where they compete, relative to
+    /// others', where it is not the usual one.
+    pub cpu_weights: HashMap<HostName, u32>,
     /// Says what releases consist of, where a control plane sends them.
     pub releases: Option<Arc<dyn Releases>>,
     /// What may be mapped.

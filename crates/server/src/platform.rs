@@ -847,7 +847,7 @@ impl Releases for Descriptions {
             let of_kind = deployment.links.iter().filter(|link| link.resource.kind == kind);
             of_kind.map(|link| (link.label.to_string(), store_file(stores, &link.resource))).collect()
         };
-        let Grants { outbound, blocked_networks, limits, .. } = &*deployment.grants;
+        let Grants { outbound, blocked_networks, limits, cpu_weight, .. } = &*deployment.grants;
         let granted = outbound.iter().map(|pattern| AllowedHost::parse(pattern));
         let granted_hosts = granted
             .collect::<Result<Vec<_>, _>>()
@@ -858,6 +858,7 @@ impl Releases for Descriptions {
             key_value_stores: links(ResourceKind::KeyValue),
             sqlite_databases: links(ResourceKind::Sqlite),
             ceilings: *limits,
+            cpu_weight: *cpu_weight,
             granted_hosts,
             blocked_networks: blocked_networks.clone(),
         })
@@ -875,7 +876,10 @@ fn release_id(deployment: &Deployment) -> ReleaseId {
         hasher.update(format!("{} {} {}\n", link.label, resource.id, resource.quota_bytes));
     }
     let grants = &*deployment.grants;
-    hasher.update(format!("{:?} {:?} {:?}", grants.outbound, grants.blocked_networks, grants.limits));
+    hasher.update(format!(
+        "{:?} {:?} {:?} {:?}",
+        grants.outbound, grants.blocked_networks, grants.limits, grants.cpu_weight
+    ));
     let mut revision = [0; 8];
     revision.copy_from_slice(&hasher.finalize()[..8]);
     ReleaseId {

@@ -466,6 +466,7 @@ fn node(
             state_dir: None,
             variables_dir: None,
             app: AppSettings { ceilings: Limits::default(), ..AppSettings::default() },
+            cpu_weights: std::collections::HashMap::new(),
             releases: Some(descriptions.clone()),
             budget: Budget {
                 max_images_count: by_descriptors.min(by_mappings).max(1),

@@ -7,13 +7,14 @@ use wisp_capability::wasi::logs::Follow;
 use wisp_engine::EngineConfig;
 use wisp_manifest::{RuntimeConfig, model::Reuse};
 use wisp_node::{
-    Admin, Allowed, AppSettings, AppsDirectory, Budget, Node, NodeSettings, Runtime, RuntimeSettings,
+    Admin, Allowed, AppSettings, AppsDirectory, Budget, HostName, Node, NodeSettings, Runtime,
+    RuntimeSettings,
 };
 use wisp_trigger::http::{AdmissionLimits, CommonsSettings, Listener, Server, ServerConfig};
 
 use super::common::{
-    CeilingFlags, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, stop_signal, unwrap_checked,
-    user_cache_dir,
+    CeilingFlags, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, parse_pair, stop_signal,
+    unwrap_checked, user_cache_dir,
 };
 use crate::{error::Error, output};
 
@@ -99,6 +100,10 @@ struct HttpFlags {
     /// How long a request waits before it gets 503.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
     max_wait: Duration,
+
+    /// The part of the CPU that an app has where apps compete, relative to others' [default: 100].
+    #[arg(long, value_name = "HOST=WEIGHT", value_parser = parse_weight)]
+    cpu_weight: Vec<(HostName, u32)>,
 
     /// Tell clients in a `Server-Timing` header what their request took.
     #[arg(long)]
@@ -242,6 +247,7 @@ impl Serve {
                     }),
                     ..AppSettings::default()
                 },
+                cpu_weights: self.http.cpu_weight.iter().cloned().collect(),
                 releases: None,
                 budget,
                 max_waiting_count: self.http.max_waiting_requests as usize,
@@ -333,5 +339,15 @@ fn folder(flag: Option<&str>, usual: impl FnOnce() -> PathBuf) -> Option<PathBuf
         Some("") => None,
         Some(flag) => Some(flag.into()),
         None => Some(usual()),
+    }
+}
+
+/// `HOST=WEIGHT`.
+fn parse_weight(text: &str) -> Result<(HostName, u32), String> {
+    let (host, weight) = parse_pair(text).map_err(|_| "expected HOST=WEIGHT".to_owned())?;
+    let host = HostName::new(&host).map_err(|error| error.to_string())?;
+    match weight.parse() {
+        Ok(weight @ 1..=10_000) => Ok((host, weight)),
+        _ => Err(format!("expected a weight from 1 to 10,000, not `{weight}`")),
     }
 }
