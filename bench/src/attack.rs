@@ -161,10 +161,13 @@ async fn attack(
     let head: Rc<str> = kind.head(host, sink.local_addr()?).into();
     let [served, refused, broken] = [0, 0, 0].map(|none| Rc::new(Cell::new(none)));
     let accepted = Cell::new(0);
-    for _ in 0..kind.connections() {
+    for index in 0..kind.connections() {
         let head = Rc::clone(&head);
         let [served, refused, broken] = [&served, &refused, &broken].map(Rc::clone);
+        // Clients who know nothing of each other do not all send in the same millisecond.
+        let delay = SLOW_PAUSE.mul_f64(index as f64 / kind.connections() as f64);
         tokio::task::spawn_local(async move {
+            tokio::time::sleep(delay).await;
             loop {
                 match request(kind, server, &head).await {
                     Ok(b'2') => count(&served),
