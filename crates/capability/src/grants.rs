@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::{key_value, outbound, outbound_http, sqlite, variables, wasi};
+use crate::{
+    VirtualWorld, key_value, outbound, outbound_http, sqlite, test_component::Bench, variables, wasi,
+};
 
 /// What one request may do with what its component reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,4 +47,8 @@ pub struct Grants {
     pub outbound_http: outbound_http::Grant,
     /// How much of all this one request may use.
     pub limits: RequestLimits,
+    /// What a test puts in the place of the world outside.
+    pub world: VirtualWorld,
+    /// Whoever runs the test that the component is, if it is one.
+    pub bench: Option<Arc<dyn Bench>>,
 }

@@ -8,7 +8,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use wisp_engine::{Engine, Flavor, Limiter};
 
-use crate::{Grants, key_value, outbound_http, sqlite, unavailable, variables, wasi};
+use crate::{Grants, key_value, outbound_http, sqlite, unavailable, variables, virtual_world, wasi};
 
 /// The data of one instance's store.
 pub struct Host {
@@ -107,9 +107,28 @@ impl Linkers {
     /// # Errors
     /// Only if an interface is registered twice, which is a defect of ours.
     pub fn new(engine: &Engine) -> wasmtime::Result<Self> {
+        Self::make(engine, add_to_linker)
+    }
+
+    /// The same, but guests find the clocks and random numbers of their
+    /// [`VirtualWorld`](crate::VirtualWorld).
+    ///
+    /// # Errors
+    /// As [`Linkers::new`].
+    pub fn with_virtual_world(engine: &Engine) -> wasmtime::Result<Self> {
+        Self::make(engine, |linker, flavor| {
+            add_to_linker(linker, flavor)?;
+            virtual_world::add_to_linker(linker, flavor)
+        })
+    }
+
+    fn make(
+        engine: &Engine,
+        add: impl Fn(&mut Linker<Host>, Flavor) -> wasmtime::Result<()>,
+    ) -> wasmtime::Result<Self> {
         let linker = |flavor| {
             let mut linker = Linker::new(engine.wasmtime(flavor));
-            add_to_linker(&mut linker, flavor)?;
+            add(&mut linker, flavor)?;
             Ok::<_, wasmtime::Error>(linker)
         };
         let [plain, concurrent, plain_snapshot, concurrent_snapshot] = Flavor::ALL;

@@ -24,6 +24,7 @@
 //! | [`sqlite`] | `fermyon:spin/sqlite`, `spin:sqlite` | SQLite files, memory |
 //! | [`outbound`] | who may reach which network destination, for all that connect | |
 //! | [`outbound_http`] | `wasi:http` of both versions, `fermyon:spin/http` | hyper; other components of the app |
+//! | [`test_component`] | `wisp:test`, for components that test an app | whoever runs tests |
 //! | [`resource`] | stores and databases of a platform: open files, quotas, migrations, copies | |
 //! | `unavailable` | Redis, MQTT, MySQL, PostgreSQL, models, OpenTelemetry | none yet: permission is checked, then the interface's own error says so |
 //!
@@ -49,6 +50,7 @@ pub mod outbound_http;
 mod pages;
 pub mod resource;
 pub mod sqlite;
+pub mod test_component;
 #[cfg(test)]
 mod testing;
 mod unavailable;
@@ -59,5 +61,5 @@ pub mod wasi;
 pub use error::Error;
 pub use grants::{Grants, RequestLimits};
 pub use host::{Host, Linkers};
-pub use virtual_world::VirtualWorld;
+pub use virtual_world::{Busy, Sleep, VirtualRandom, VirtualTime, VirtualWorld};
 pub(crate) use wisp_engine::Flavor;

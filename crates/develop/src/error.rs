@@ -136,6 +136,14 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// A component that should have tests has none, or cannot be asked for them.
+    #[error("{message}")]
+    TestComponent {
+        /// What is wrong with it.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// There is nothing to test.
     #[error("there are no tests in `{path}`{}", filter.as_ref().map(|filter| format!(" that match `{filter}`")).unwrap_or_default(), path = path.display())]
     NoTests {
@@ -196,6 +204,7 @@ impl Error {
             Self::Inspect { .. } => "WISP-E1219",
             Self::Unhealthy { .. } => "WISP-E1220",
             Self::Load(errors) => errors.0.first().map_or("WISP-E1221", wisp_node::Error::code),
+            Self::TestComponent { .. } => "WISP-E1230",
         }
     }
 
@@ -241,7 +250,7 @@ impl Error {
             Self::UnknownComponent { known, .. } => Some(format!("there are {}", list(known))),
             Self::Circle { .. } => Some("remove one of the `dependencies` between them".into()),
             Self::Watch { .. } => Some("many watches need a higher `fs.inotify.max_user_watches`".into()),
-            Self::TestFile { hint, .. } => hint.clone(),
+            Self::TestFile { hint, .. } | Self::TestComponent { hint, .. } => hint.clone(),
             Self::NoTests { filter: Some(_), .. } => Some("`wisp test --list` names all tests".into()),
             Self::NoTests { .. } => Some("docs/testing.md has examples to begin with".into()),
             Self::TestsFailed { .. } => None,

@@ -66,3 +66,4 @@ pub use load::{Checked, MANIFEST_FILE_NAME, MAX_TEXT_BYTES, manifest_schema};
 pub use locked::{LOCKED_FILE_NAME, LockedApp};
 pub use model::App;
 pub use runtime_config::{RuntimeConfig, runtime_config_schema};
+pub use schema::schema_of;

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::Value as Json;
 
 /// The schema of a type that is read from TOML.
-pub(crate) fn schema_of<T: JsonSchema>() -> Json {
+pub fn schema_of<T: JsonSchema>() -> Json {
     let settings = SchemaSettings::draft2020_12().with_transform(WithoutNull);
     settings.into_generator().into_root_schema_for::<T>().to_value()
 }

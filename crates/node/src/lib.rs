@@ -84,5 +84,5 @@ pub use host_name::{HostName, MAX_HOST_NAME_BYTES};
 pub use node::Node;
 pub use os_limits::{Allowed, machine_memory_bytes, raise_descriptor_limit};
 pub use release::{Release, ReleaseId, Releases, Staged, Swapped};
-pub use runtime::{AppState, LoadedApp, Runtime};
+pub use runtime::{AppState, LoadedApp, Runtime, TEST_COMPONENT_ID};
 pub use settings::{AppSettings, Budget, NodeSettings, RuntimeSettings, VariableValue};

@@ -13,16 +13,17 @@ use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use wisp_capability::{
-    Grants, Linkers, RequestLimits, key_value, outbound,
+    Grants, Linkers, RequestLimits, VirtualWorld, key_value, outbound,
     outbound_http::{self, LocalSlot},
     resource::Resources,
     sqlite,
+    test_component::Bench,
     variables::{self, Providers, Resolver},
     wasi::{self, LogSettings, LogSink, Logs, StandardStream, files},
 };
 use wisp_engine::{Engine, FileIdentity, ImageStore, InstanceLimits, LoadedComponent, MappedTotals, Origin};
 use wisp_manifest::{
-    allowed_hosts::{AllowedHosts, BlockedNetworks},
+    allowed_hosts::{AllowedHost, AllowedHosts, BlockedNetworks},
     id::ComponentId,
     model::{App, Component, Executor, HttpTarget, Limits, Source, TriggerKind},
 };
@@ -34,6 +35,10 @@ use crate::{
     AppSettings, Error, Errors, Release, RuntimeSettings,
     runtime_config::{self, Placement},
 };
+
+/// What a component that tests an app is called in logs. No component of an app can have
+/// that name.
+pub const TEST_COMPONENT_ID: &str = "(test)";
 
 /// From this size on, compiling takes long enough to say that it has begun.
 const ANNOUNCED_SOURCE_BYTES: usize = 4 << 20;
@@ -129,7 +134,11 @@ impl Runtime {
             (Some(folder), Some(key)) => Some(ImageStore::open_signed(folder, key)?),
         };
         let engine = Engine::new(&settings.engine, images)?;
-        let linkers = Linkers::new(&engine).map_err(|cause| wisp_engine::Error::Configuration { cause })?;
+        let linkers = match settings.is_virtual {
+            true => Linkers::with_virtual_world(&engine),
+            false => Linkers::new(&engine),
+        };
+        let linkers = linkers.map_err(|cause| wisp_engine::Error::Configuration { cause })?;
         let logs = Logs::new(LogSettings {
             receiver: settings.log_receiver.clone(),
             directory: settings.log_dir.clone(),
@@ -208,6 +217,52 @@ impl Runtime {
     /// The engine that components run on.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The functions that guests may import.
+    pub fn linkers(&self) -> &Linkers {
+        &self.linkers
+    }
+
+    /// What a component has that tests an app: its output, and requests to the app itself.
+    /// `log_name` is what the app is called in logs.
+    ///
+    /// # Errors
+    /// If a log cannot be set up.
+    pub fn test_grants(
+        &self,
+        log_name: &str,
+        world: &VirtualWorld,
+        bench: Option<Arc<dyn Bench>>,
+        local: &LocalSlot,
+    ) -> Result<Grants, Error> {
+        let id: Arc<str> = TEST_COMPONENT_ID.into();
+        let wasi = wasi::Grant::new(
+            &id,
+            wasi::Settings {
+                stdout: self.logs.sink_of(log_name, &id, StandardStream::Stdout),
+                stderr: self.logs.sink_of(log_name, &id, StandardStream::Stderr),
+                wall_clock: world.wall_clock(),
+                ..wasi::Settings::default()
+            },
+        )?;
+        let own_app = AllowedHost::parse("http://self.alt")
+            .map_err(|cause| Error::AllowedHosts { component: id.to_string(), message: cause.to_string() })?;
+        let config = &self.settings.runtime_config;
+        Ok(Grants {
+            component: id.clone(),
+            wasi,
+            outbound: outbound::Grant::new(
+                id.clone(),
+                AllowedHosts::new(vec![own_app]),
+                config.outbound_networking.blocked_networks.clone(),
+                self.outbound_limits.clone(),
+            ),
+            outbound_http: outbound_http::Grant::in_world(&id, &self.client, local.clone(), world.clone()),
+            world: world.clone(),
+            bench,
+            ..Grants::default()
+        })
     }
 
     /// How many apps have stores or databases in files that are open.
@@ -396,7 +451,7 @@ impl Runtime {
                 may_write: settings.may_write_files,
                 stdout: log(StandardStream::Stdout)?,
                 stderr: log(StandardStream::Stderr)?,
-                wall_clock: settings.world.clock.clone(),
+                wall_clock: settings.world.wall_clock(),
             },
         )?;
         let grants = Grants {
@@ -411,12 +466,14 @@ impl Runtime {
                 self.blocked_networks(settings),
                 self.outbound_limits.clone(),
             ),
-            outbound_http: outbound_http::Grant::with_script(
+            outbound_http: outbound_http::Grant::in_world(
                 id,
                 &self.client,
                 local.clone(),
-                settings.world.http.clone(),
+                settings.world.clone(),
             ),
+            world: settings.world.clone(),
+            bench: None,
             ai_models: component.ai_models.iter().cloned().collect(),
             limits: request_limits(&limits),
         };

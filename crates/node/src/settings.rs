@@ -37,6 +37,8 @@ pub struct RuntimeSettings {
     pub follow: Follow,
     /// How apps share the node: places, CPU, memory, and what is told of it.
     pub commons: CommonsSettings,
+    /// Guests find clocks and random numbers in the world of their app's settings.
+    pub is_virtual: bool,
 }
 
 /// A value of a variable that was given by name.

@@ -39,6 +39,7 @@ const GUESTS: &[Guest] = &[
     rust("rust-sdk5", "probe, spin-sdk 5: WASI 0.2, fermyon:spin@2.0.0", "rust-sdk5", P2, "rust_sdk5"),
     rust("rust-sdk6", "probe, spin-sdk 6: WASI 0.3.0-rc-2026-03-15", "rust-sdk6", P2, "rust_sdk6"),
     rust("rust-sdk7", "probe, spin-sdk 7: WASI 0.3", "rust-sdk7", P2, "rust_sdk7"),
+    rust("rust-tests", "tests of rust-sdk7 for `wisp test`, wit-bindgen", "rust-tests", P2, "rust_tests"),
     rust("rust-v1", "probe, Spin 1 interfaces, as a component", "rust-v1", P2, "rust_v1"),
     rust("rust-v1-module", "probe, Spin 1 interfaces, as a core module", "rust-v1", P1, "rust_v1"),
     rust("rust-wagi-p1", "CGI program for WASI preview 1", "rust-wagi", P1, "rust-wagi"),
@@ -53,6 +54,7 @@ const GUESTS: &[Guest] = &[
     app("python-sdk3", "Python, spin-sdk 3.4: WASI 0.2"),
     app("python-sdk4", "Python, spin-sdk 4.0: WASI 0.3.0-rc-2026-03-15"),
     app("python-sdk5", "Python, spin-sdk 5.0: WASI 0.3"),
+    app("python-tests", "Python, tests of rust-sdk7 for `wisp test`, componentize-py 0.17"),
 ];
 
 const fn rust(

@@ -247,6 +247,32 @@ impl Stores {
         })
     }
 
+    /// Removes a key, as a test wants it.
+    ///
+    /// # Errors
+    /// A label that is not configured; a store that cannot be written.
+    pub async fn delete(&self, label: &str, key: &str) -> Result<(), Error> {
+        let store = Checked { store: self.store(label)? };
+        store.delete(key.to_owned()).await.map_err(|cause| Error::KeyValueSet {
+            label: label.to_owned(),
+            key: key.to_owned(),
+            cause: cause.0,
+        })
+    }
+
+    /// All keys of a store, as a test wants to know them.
+    ///
+    /// # Errors
+    /// A label that is not configured; a store that cannot be read.
+    pub async fn keys(&self, label: &str) -> Result<Vec<String>, Error> {
+        let store = Checked { store: self.store(label)? };
+        store.all_keys().await.map_err(|cause| Error::KeyValueGet {
+            label: label.to_owned(),
+            key: "*".to_owned(),
+            cause: cause.0,
+        })
+    }
+
     fn store(&self, label: &str) -> Result<Arc<dyn Store>, Error> {
         let Some(config) = self.configs.get(label) else {
             let mut known: Vec<String> = self.configs.keys().cloned().collect();

@@ -49,11 +49,11 @@ use wisp_manifest::allowed_hosts::{SELF_HOST, chained_component};
 
 pub use client::{Client, DEFAULT_TIMEOUT, HTTP2_PRIOR_KNOWLEDGE_VARIABLE, Settings};
 pub use local::{LocalDepth, LocalDispatch, LocalSlot, LocalTarget, MAX_LOCAL_DEPTH_COUNT};
-pub use script::Script;
+pub use script::{Script, Scripted};
 pub use tls::ClientTls;
 
 use crate::outbound::{self, Destination};
-use crate::{Error, Flavor, Grants, Host};
+use crate::{Error, Flavor, Grants, Host, VirtualWorld};
 use client::{RequestSent, Sender};
 use tls::ComponentTls;
 
@@ -79,26 +79,22 @@ struct Inner {
     client: Arc<Client>,
     tls: ComponentTls,
     local: LocalSlot,
-    /// Answers in the place of the network.
-    script: Option<Arc<dyn Script>>,
+    /// May answer in the place of the network.
+    world: VirtualWorld,
 }
 
 impl Grant {
     /// For `component`, through the process's client.
     pub fn new(component: &str, client: &Arc<Client>, local: LocalSlot) -> Self {
-        Self::with_script(component, client, local, None)
+        Self::in_world(component, client, local, VirtualWorld::default())
     }
 
-    /// The same, but a script answers in the place of the network, if there is one.
-    pub fn with_script(
-        component: &str,
-        client: &Arc<Client>,
-        local: LocalSlot,
-        script: Option<Arc<dyn Script>>,
-    ) -> Self {
+    /// The same, but the script of a virtual world answers in the place of the network, if
+    /// it has one.
+    pub fn in_world(component: &str, client: &Arc<Client>, local: LocalSlot, world: VirtualWorld) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let inner = Inner { number, client: client.clone(), tls: client.tls_of(component), local, script };
+        let inner = Inner { number, client: client.clone(), tls: client.tls_of(component), local, world };
         Self { inner: Arc::new(inner) }
     }
 }
@@ -241,17 +237,18 @@ async fn send(
         return grant.send_local(target, request, options, depth).await;
     }
     if outbound.check(&destination).is_err() {
-        if let Some(script) = &grant.inner.script {
+        if let Some(script) = &grant.inner.world.http {
             script.refused(outbound.component(), request.method(), request.uri());
         }
         return Err(HttpError::HttpRequestDenied);
     }
     let place = sending.open()?;
-    let Inner { number, client, tls, script, .. } = &*grant.inner;
-    if let Some(script) = script {
-        return script::answer(&**script, outbound.component(), request).await;
-    }
+    let Inner { number, client, tls, world, .. } = &*grant.inner;
     let sender = Sender { client: *number, outbound, tls };
+    if let Some(script) = &world.http {
+        let pass_on = |request, options| client.send(sender, destination, request, options);
+        return script::answer(&**script, world, outbound.component(), request, options, pass_on).await;
+    }
     let (response, request_sent) = client.send(sender, destination, request, options).await?;
     let response = response.map(|body| {
         let place = (!body.is_end_stream()).then_some(place);

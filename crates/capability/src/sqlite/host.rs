@@ -84,7 +84,9 @@ fn define_execute<H: Handle>(instance: &mut LinkerInstance<'_, Host>, name: &str
         name,
         |store: StoreContextMut<'_, Host>, (handle, statement, parameters): (H, String, Vec<Value>)| {
             let connection = store.data().connection(&handle.place());
+            let busy = store.data().grants.world.busy();
             Box::new(async move {
+                let _busy = busy;
                 Ok((match connection {
                     Ok(connection) => connection.execute(statement, parameters).await,
                     Err(cause) => Err(cause),
@@ -148,8 +150,12 @@ fn add_version_3_1(instance: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<
         "[method]connection.execute-async",
         |accessor: &Accessor<Host>,
          (place, statement, parameters): (Resource<Connection>, String, Vec<Value>)| {
-            let connection = accessor.with(|mut access| access.get().connection(&place));
+            let (connection, busy) = accessor.with(|mut access| {
+                let host = access.get();
+                (host.connection(&place), host.grants.world.busy())
+            });
             Box::pin(async move {
+                let _busy = busy;
                 let streamed = match connection {
                     Ok(connection) => connection.stream(statement, parameters).await,
                     Err(cause) => Err(cause),

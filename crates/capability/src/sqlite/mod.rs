@@ -303,6 +303,20 @@ impl Databases {
         Ok(values)
     }
 
+    /// Runs one statement as a guest would, for a test; gives the rows that it returns.
+    ///
+    /// # Errors
+    /// A label that is not configured; a statement that fails.
+    pub async fn run(
+        &self,
+        label: &str,
+        statement: String,
+        parameters: Vec<Value>,
+    ) -> Result<Vec<Vec<Value>>, Error> {
+        let database = self.link(label)?.database;
+        query(database, statement, parameters).await.map(|table| table.rows)
+    }
+
     fn link(&self, label: &str) -> Result<Link, Error> {
         let Some(config) = self.configs.get(label) else {
             let mut known: Vec<String> = self.configs.keys().cloned().collect();

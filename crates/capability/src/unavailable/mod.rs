@@ -312,6 +312,11 @@ fn answer(
 /// Why a call to `target` is not served: denied if it would be denied in a
 /// version that has the family, too.
 fn refuse(family: Family, grants: &Grants, target: &str) -> Refusal {
+    if let Some(script) = &grants.world.http {
+        // What is before the last `@` is a name and a password.
+        let place = shortened(target, MAX_TARGET_BYTES).rsplit('@').next().unwrap_or_default();
+        script.unavailable(&grants.component, family.name(), place);
+    }
     if target.len() > MAX_TARGET_BYTES {
         return Refusal::Denied { target: shortened(target, MAX_TARGET_BYTES).to_owned() };
     }

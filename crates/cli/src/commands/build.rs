@@ -12,7 +12,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use wisp_develop::{
     build::{self, Job, Outcome, Progress, Settings},
-    verify,
+    test, verify,
 };
 use wisp_manifest::App;
 use wisp_node::{Runtime, RuntimeSettings};
@@ -107,6 +107,14 @@ pub(crate) fn build_app(app: &App, settings: &Settings) -> Result<(), Error> {
         output::note(&format!("Done in {}", seconds(started.elapsed())));
     }
     Ok(())
+}
+
+/// Builds the components that have tests of an app, and shows how that goes on.
+pub(crate) fn build_tests(app: &App) -> Result<(), Error> {
+    let progress = Shown::new();
+    let result = test::build(app, output::has_color(), &progress);
+    progress.clear();
+    result.map(drop).map_err(Error::Several)
 }
 
 /// Links what was built, and names what is not granted.

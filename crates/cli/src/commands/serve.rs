@@ -209,6 +209,7 @@ impl Serve {
             },
             image_key: None,
             log_receiver: None,
+            is_virtual: false,
             image_dir: Some(match &self.engine.image_dir {
                 Some(folder) => folder.clone(),
                 None => user_cache_dir().join("wisp").join("images"),
@@ -231,6 +232,7 @@ impl Serve {
                 accounting: !self.engine.no_accounting,
                 server_timing: self.http.server_timing,
                 max_memory_bytes: self.ceilings.max_memory_bytes(),
+                ..CommonsSettings::default()
             },
         })?;
         let node = Node::start(

@@ -6,21 +6,22 @@ use clap::Args;
 use wisp_develop::{
     Error as DevelopError,
     build::Settings as BuildSettings,
-    test::{self, DEFAULT_LIMIT, Outcome, Settings},
+    test::{self, DEFAULT_LIMIT, Outcome, Results, Settings},
 };
 use wisp_manifest::App;
 
 use super::{
-    build::build_app,
+    build::{build_app, build_tests},
     common::{Format, image_dir, parse_duration, unwrap_checked},
 };
 use crate::{error::Error, output};
 
 /// Test an app.
 ///
-/// Runs the tests in `tests/*.toml` beside the manifest against the app as it would be
-/// served: with a clock that stands, calls to elsewhere answered as the test says, and
-/// stores of its own for each test. docs/testing.md says how they are written.
+/// Runs the tests in `tests/*.toml` beside the manifest, and those of components that these
+/// files name, against the app as it would be served: with a clock that stands, calls to
+/// elsewhere answered as the test says, and stores of its own for each test.
+/// docs/testing.md says how they are written.
 #[derive(Args)]
 pub(crate) struct Test {
     /// The app: a `spin.toml`, or a folder with one.
@@ -35,13 +36,26 @@ pub(crate) struct Test {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
 
-    /// Build the app first.
+    /// Build the app, and components with tests, first.
     #[arg(long)]
     build: bool,
 
     /// Name the tests instead of running them.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "record")]
     list: bool,
+
+    /// Begin no other test once one has failed.
+    #[arg(long)]
+    fail_fast: bool,
+
+    /// Let calls out that tests with `recorded = true` make, and write down what comes of
+    /// them. Variables get their values from `SPIN_VARIABLE_NAME`, if it is set.
+    #[arg(long)]
+    record: bool,
+
+    /// Print the interface of components with tests, as WIT, and do nothing else.
+    #[arg(long)]
+    wit: bool,
 
     /// How results are printed.
     #[arg(long, value_name = "FORMAT", default_value = "plain")]
@@ -66,15 +80,15 @@ pub(crate) struct Test {
 
 impl Test {
     pub(crate) fn run(&self) -> Result<(), Error> {
-        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
-        if self.list {
-            for (file, line, name) in test::list(&app, self.filter.as_deref())? {
-                output::data(&format!("{}:{line}: {name}\n", file.display()));
-            }
+        if self.wit {
+            output::data(test::WIT);
             return Ok(());
         }
+        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
         if self.build {
-            build_app(&app, &BuildSettings { has_color: output::has_color(), ..BuildSettings::default() })?;
+            let has_color = output::has_color();
+            build_app(&app, &BuildSettings { has_color, ..BuildSettings::default() })?;
+            build_tests(&app)?;
         }
         let settings = Settings {
             filter: self.filter.clone(),
@@ -83,45 +97,80 @@ impl Test {
                 None => std::thread::available_parallelism().map_or(1, usize::from),
             },
             limit: self.limit.unwrap_or(DEFAULT_LIMIT),
+            fail_fast: self.fail_fast,
+            record: self.record,
             image_dir: Some(image_dir(self.cache_dir.as_deref())),
         };
+        if self.list {
+            return self.print_list(&test::list(&app, &settings)?);
+        }
         let started = std::time::Instant::now();
-        let outcomes = test::run(&app, &settings, &|_| {})?;
-        let failed_count = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
+        let results = test::run(&app, &settings, &|_| {})?;
         match self.format {
-            Format::Json => output::data(&format!("{}\n", test::to_json(&outcomes))),
-            Format::Plain => {
-                let text: String = outcomes.iter().map(shown).collect();
-                output::data(&text);
-                output::note(&format!(
-                    "{} passed, {failed_count} failed in {:.2} s",
-                    outcomes.len() - failed_count,
-                    started.elapsed().as_secs_f64()
-                ));
-            }
+            Format::Json => output::data(&format!("{}\n", test::to_json(&results))),
+            Format::Plain => print_results(&results, started.elapsed(), self.record),
         }
         if let Some(path) = &self.junit {
-            let xml = test::to_junit(&app.name, &outcomes);
+            let xml = test::to_junit(&app.name, &results);
             std::fs::write(path, xml).map_err(|cause| DevelopError::File {
                 action: "write",
                 path: path.clone(),
                 cause,
             })?;
         }
-        if failed_count > 0 {
-            return Err(DevelopError::TestsFailed { failed_count, count: outcomes.len() }.into());
+        match results.failed_count() {
+            0 => Ok(()),
+            failed_count => {
+                Err(DevelopError::TestsFailed { failed_count, count: results.outcomes.len() }.into())
+            }
+        }
+    }
+
+    fn print_list(&self, listed: &[(PathBuf, usize, String)]) -> Result<(), Error> {
+        match self.format {
+            Format::Plain => {
+                for (file, line, name) in listed {
+                    output::data(&format!("{}:{line}: {name}\n", file.display()));
+                }
+            }
+            Format::Json => {
+                let tests: Vec<_> = listed
+                    .iter()
+                    .map(|(file, line, name)| serde_json::json!({ "file": file, "line": line, "name": name }))
+                    .collect();
+                output::data(&format!("{}\n", serde_json::Value::from(tests)));
+            }
         }
         Ok(())
+    }
+}
+
+fn print_results(results: &Results, elapsed: Duration, was_recording: bool) {
+    let text: String = results.outcomes.iter().map(shown).collect();
+    output::data(&text);
+    let not_run = match results.not_run.len() {
+        0 => String::new(),
+        count => format!(", {count} not run"),
+    };
+    output::note(&format!(
+        "{} passed, {} failed{not_run} in {:.2} s",
+        results.passed_count(),
+        results.failed_count(),
+        elapsed.as_secs_f64()
+    ));
+    for path in &results.recordings {
+        output::note(&format!("recorded in {}", path.display()));
+    }
+    if was_recording && results.recordings.is_empty() {
+        output::note("nothing was recorded: no test says `recorded = true`");
     }
 }
 
 /// A test as people read it.
 fn shown(outcome: &Outcome) -> String {
     let name = format!("{}: {}", outcome.file.display(), outcome.name);
-    if outcome.failures.is_empty() {
-        return format!("ok    {name}\n");
-    }
-    let mut text = format!("FAIL  {name}\n");
+    let verdict = if outcome.failures.is_empty() { "ok   " } else { "FAIL " };
+    let mut text = format!("{verdict} {name}\n");
     for failure in &outcome.failures {
         let (message, details) = match failure.message.split_once('\n') {
             Some((message, details)) => (message, details.trim_end()),
@@ -136,13 +185,15 @@ fn shown(outcome: &Outcome) -> String {
             text.push_str(&output::wrapped(&format!("    hint: {hint}"), 6));
         }
     }
-    if let Some(note) = &outcome.note {
+    for note in &outcome.notes {
         text.push_str(&output::wrapped(&format!("  note: {note}"), 4));
     }
-    if !outcome.output.trim().is_empty() {
-        text.push_str("  the app wrote:\n");
-        for line in outcome.output.trim_end().lines() {
-            text.push_str(&format!("    {line}\n"));
+    for (who, written) in [("test", &outcome.test_output), ("app", &outcome.output)] {
+        if !written.trim().is_empty() {
+            text.push_str(&format!("  the {who} wrote:\n"));
+            for line in written.trim_end().lines() {
+                text.push_str(&format!("    {line}\n"));
+            }
         }
     }
     text

@@ -306,6 +306,7 @@ impl Up {
             },
             image_key: None,
             log_receiver: None,
+            is_virtual: false,
             image_dir: (!self.engine.disable_cache).then(|| self.image_dir()),
             runtime_config,
             log_dir,
@@ -321,6 +322,7 @@ impl Up {
                 accounting: !self.engine.no_accounting,
                 server_timing: self.http.server_timing,
                 max_memory_bytes: self.limits.max_memory_bytes(),
+                ..CommonsSettings::default()
             },
         })
         .map_err(|error| Error::Load(error.into()))?;

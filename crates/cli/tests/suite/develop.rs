@@ -18,36 +18,36 @@ use tempfile::TempDir;
 use crate::harness::{Finished, Output, START_LIMIT, Served, finish, guests_dir, have, wisp};
 
 /// A folder to work in, with settings of its own.
-struct Desk {
+pub(crate) struct Desk {
     folder: TempDir,
     /// Folders of programs that go before those of the PATH.
     programs: Vec<PathBuf>,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             folder: tempfile::Builder::new().prefix("wisp-suite-").tempdir().unwrap(),
             programs: Vec::new(),
         }
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.folder.path().join(path)
     }
 
-    fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
-    fn read(&self, path: &str) -> String {
+    pub(crate) fn read(&self, path: &str) -> String {
         fs::read_to_string(self.path(path)).unwrap()
     }
 
     /// `wisp` in a folder of the desk.
-    fn command(&self, folder: &str, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, folder: &str, arguments: &[&str]) -> Command {
         let mut command = wisp();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = self.programs.iter().cloned().chain(std::env::split_paths(&path));
@@ -65,13 +65,13 @@ impl Desk {
         command
     }
 
-    fn wisp(&self, folder: &str, arguments: &[&str]) -> Finished {
+    pub(crate) fn wisp(&self, folder: &str, arguments: &[&str]) -> Finished {
         finish(self.command(folder, arguments))
     }
 
     /// Runs it and expects it to do well.
     #[track_caller]
-    fn done(&self, folder: &str, arguments: &[&str]) -> Finished {
+    pub(crate) fn done(&self, folder: &str, arguments: &[&str]) -> Finished {
         let finished = self.wisp(folder, arguments);
         assert!(finished.status.success(), "{arguments:?}\n{}{}", finished.stdout, finished.stderr);
         finished
@@ -79,7 +79,7 @@ impl Desk {
 
     /// Runs it and expects it to fail, with this exit code.
     #[track_caller]
-    fn refused(&self, folder: &str, arguments: &[&str], code: i32) -> String {
+    pub(crate) fn refused(&self, folder: &str, arguments: &[&str], code: i32) -> String {
         let finished = self.wisp(folder, arguments);
         assert_eq!(
             finished.status.code(),
@@ -94,7 +94,7 @@ impl Desk {
 }
 
 /// A program of WASI preview 1 that prints an answer, one of two by the hour of the day.
-fn clock_program(day: &str, night: &str) -> Vec<u8> {
+pub(crate) fn clock_program(day: &str, night: &str) -> Vec<u8> {
     let answer = |text: &str| format!("Content-Type: text/plain\n\n{text}\n");
     let (day, night) = (answer(day), answer(night));
     let data = |text: &str| text.replace('\n', "\\n");
@@ -125,7 +125,7 @@ fn clock_program(day: &str, night: &str) -> Vec<u8> {
 }
 
 /// A manifest with one command behind all routes, built by copying a file.
-const COPIED: &str = r#"spin_manifest_version = 2
+pub(crate) const COPIED: &str = r#"spin_manifest_version = 2
 
 [application]
 name = "copied"
@@ -551,194 +551,6 @@ fn an_edit_that_does_not_build_leaves_the_version_before() {
     assert_eq!((served.get("/").status, served.get("/only").status), (404, 200));
 }
 
-/// Runs an app's tests, of which at least one fails; without what is different each time.
-#[track_caller]
-fn failing_tests(desk: &Desk, arguments: &[&str]) -> String {
-    let arguments: Vec<_> = ["test"].iter().chain(arguments).copied().collect();
-    times_hidden(&desk.refused("app", &arguments, 1))
-}
-
-#[test]
-fn tests_catch_a_wrong_status_a_missing_header_and_a_wrong_body() {
-    let desk = Desk::new();
-    desk.write("app/spin.toml", COPIED);
-    desk.write("app/copied.wasm", clock_program("hello", "hello"));
-    desk.write(
-        "app/tests/answers.toml",
-        r#"[[test]]
-name = "all is well"
-request = "GET /"
-expect = { status = 200, headers = { content-type = "text/plain" }, body = "hello\n" }
-
-[[test]]
-name = "a wrong status"
-request = "POST /orders"
-expect = { status = 201 }
-
-[[test]]
-name = "a missing header"
-request = "GET /"
-expect = { headers = { cache-control = "no-store" } }
-
-[[test]]
-name = "a wrong body"
-request = "GET /"
-expect.body = { contains = "hullo" }
-
-[[test]]
-name = "no JSON"
-request = "GET /"
-expect.json = { "user.name" = "Ada" }
-"#,
-    );
-    insta::assert_snapshot!(failing_tests(&desk, &["--jobs", "2"]));
-    let passed = desk.done("app", &["test", "--filter", "all is well", "--junit", "results.xml"]);
-    assert_eq!(passed.stdout, "ok    answers.toml: all is well\n");
-    assert!(desk.read("app/results.xml").contains("tests=\"1\" failures=\"0\""));
-    let report = desk.wisp("app", &["test", "--format", "json"]);
-    let report: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
-    assert_eq!((&report["passed_count"], &report["failed_count"]), (&1.into(), &4.into()));
-    assert_eq!(report["tests"][1]["failures"][0]["line"], 9);
-    let listed = desk.done("app", &["test", "--list"]).stdout;
-    assert!(listed.starts_with("answers.toml:1: all is well\n"), "{listed}");
-}
-
-#[test]
-fn tests_catch_an_answer_that_depends_on_the_clock() {
-    let desk = Desk::new();
-    desk.write("app/spin.toml", COPIED);
-    // The bug: it is always day.
-    desk.write("app/copied.wasm", clock_program("good day", "good day"));
-    desk.write(
-        "app/tests/hours.toml",
-        r#"[[test]]
-name = "at night"
-clock = 2026-02-01T23:00:00Z
-request = "GET /"
-expect.body = "good night\n"
-
-[[test]]
-name = "by day, then at night"
-
-[[test.step]]
-request = "GET /"
-expect.body = "good day\n"
-
-[[test.step]]
-wait = "20h"
-request = "GET /"
-expect.body = "good night\n"
-"#,
-    );
-    insta::assert_snapshot!(failing_tests(&desk, &[]));
-    desk.write("app/copied.wasm", clock_program("good day", "good night"));
-    desk.done("app", &["test"]);
-}
-
-#[test]
-fn tests_catch_calls_and_writes() {
-    if !have(&["rust-sdk7"]) {
-        return;
-    }
-    let desk = Desk::new();
-    let manifest = COPIED.replace("executor = { type = \"wagi\" }\n", "").replace(
-        "source = \"copied.wasm\"\n",
-        "source = \"copied.wasm\"\nkey_value_stores = [\"default\", \"other\"]\nsqlite_databases = [\"default\"]\n\
-         allowed_outbound_hosts = [\"https://api.example\"]\nvariables = { greeting = \"{{ greeting }}\" }\n",
-    );
-    desk.write("app/spin.toml", format!("{manifest}\n[variables]\ngreeting = {{ required = true }}\n"));
-    fs::copy(guests_dir().join("rust-sdk7.wasm"), desk.path("app/copied.wasm")).unwrap();
-    let good = r#"[[test]]
-name = "everything is as it should be"
-variables = { greeting = "hello" }
-key_values = { other = { count = "41" } }
-sql = { default = ["CREATE TABLE visits (page TEXT, count INTEGER)"] }
-
-[[test.outbound]]
-request = "POST https://api.example/orders*"
-expect = { body = "tea", headers = { x-from = "shop" } }
-response = { status = 201, headers = { x-id = "7" }, body = "ordered" }
-times = 1
-
-[[test.step]]
-request = "GET /fetch?url=https://api.example/orders?fast&method=POST&body=tea&header=x-from:shop"
-expect.json = { "ok.status" = 201, "ok.body" = "ordered" }
-
-[[test.step]]
-request = "GET /variable?name=greeting"
-expect.json = { ok = "hello" }
-
-[[test.step]]
-request = "GET /kv/set?store=other&key=count&value=42"
-
-[[test.step]]
-request = "GET /sqlite?db=default&sql=INSERT%20INTO%20visits%20VALUES%20('tea',1)"
-
-[test.then]
-key_values = { other = { count = "42", more = { absent = true } } }
-sql = [{ query = "SELECT page, count FROM visits", rows = [["tea", 1]] }]
-"#;
-    desk.write("app/tests/good.toml", good);
-    let passed = desk.done("app", &["test"]);
-    assert_eq!(passed.stdout, "ok    good.toml: everything is as it should be\n");
-    desk.write(
-        "app/tests/bad.toml",
-        r#"[[test]]
-name = "an unexpected call"
-variables = { greeting = "" }
-request = "GET /fetch?url=https://api.example/stock"
-
-[[test]]
-name = "a call that is not allowed"
-variables = { greeting = "" }
-request = "GET /fetch?url=https://elsewhere.example/"
-
-[[test]]
-name = "a call that never comes"
-variables = { greeting = "" }
-request = "GET /"
-[[test.outbound]]
-request = "GET https://api.example/stock"
-
-[[test]]
-name = "a key that is not written"
-variables = { greeting = "" }
-request = "GET /kv/set?store=default&key=cuont&value=1"
-then.key_values = { default = { count = "1" } }
-
-[[test]]
-name = "a row that is not there"
-variables = { greeting = "" }
-sql = { default = ["CREATE TABLE visits (page TEXT)"] }
-request = "GET /"
-then.sql = [{ query = "SELECT count(*) FROM visits", rows = [[1]] }]
-
-[[test]]
-name = "a component that fails"
-variables = { greeting = "" }
-request = "GET /stderr?line=before"
-then.key_values = { default = { x = "1" } }
-
-[[test]]
-name = "a variable without a value"
-request = "GET /"
-"#,
-    );
-    insta::assert_snapshot!(failing_tests(&desk, &["--filter", "bad.toml"]));
-}
-
-#[test]
-fn tests_say_what_is_wrong_with_themselves() {
-    let desk = Desk::new();
-    desk.write("app/spin.toml", COPIED);
-    insta::assert_snapshot!(failing_tests(&desk, &[]));
-    desk.write(
-        "app/tests/a.toml",
-        "[[test]]\nname = \"a\"\nrequest = \"GET /\"\nexpects = { status = 200 }\n",
-    );
-    insta::assert_snapshot!(failing_tests(&desk, &[]));
-}
-
 #[test]
 fn a_component_is_looked_into() {
     let desk = Desk::new();
@@ -833,7 +645,7 @@ fn each_command_has_help_of_80_columns() {
 }
 
 /// A text without what differs from run to run.
-fn times_hidden(text: &str) -> String {
+pub(crate) fn times_hidden(text: &str) -> String {
     let mut hidden = String::new();
     // Whether something was compiled before depends on who ran when.
     let is_log = |line: &&str| line.starts_with("info: ") || line.starts_with("warning[");

@@ -37,4 +37,5 @@ mod request_shape;
 mod serve;
 mod sqlite;
 mod streaming;
+mod testing;
 mod variables;

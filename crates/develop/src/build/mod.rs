@@ -97,16 +97,9 @@ pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<
                 progress.ended(job, Outcome::Unchanged, "");
                 return Ok(());
             }
-            progress.started(job);
-            let started = Instant::now();
-            let (result, output) = run(job, settings.has_color);
-            let result = result.and_then(|()| job.check_outputs());
-            match &result {
-                Ok(()) => {
-                    known.keep(app, job, &tools);
-                    progress.ended(job, Outcome::Built(started.elapsed()), "");
-                }
-                Err(_) => progress.ended(job, Outcome::Failed(started.elapsed()), &output),
+            let result = job.run_now(settings.has_color, progress);
+            if result.is_ok() {
+                known.keep(app, job, &tools);
             }
             result
         },
@@ -243,6 +236,26 @@ fn dependencies(app: &App) -> impl Iterator<Item = (String, String)> {
 }
 
 impl Job {
+    /// A job that no manifest describes: of a component with tests.
+    pub(crate) fn alone(name: String, commands: Vec<String>, workdir: PathBuf, output: PathBuf) -> Self {
+        let outputs = vec![(name.clone(), output)];
+        Self { components: vec![name], commands, workdir, outputs, after: Vec::new() }
+    }
+
+    /// Runs it, whatever was done before.
+    pub(crate) fn run_now(&self, has_color: bool, progress: &dyn Progress) -> Result<(), Error> {
+        progress.started(self);
+        let started = Instant::now();
+        let (result, output) = run(self, has_color);
+        let result = result.and_then(|()| self.check_outputs());
+        let (outcome, output) = match &result {
+            Ok(()) => (Outcome::Built(started.elapsed()), ""),
+            Err(_) => (Outcome::Failed(started.elapsed()), output.as_str()),
+        };
+        progress.ended(self, outcome, output);
+        result
+    }
+
     fn check_outputs(&self) -> Result<(), Error> {
         match self.outputs.iter().find(|(_, path)| !path.is_file()) {
             None => Ok(()),

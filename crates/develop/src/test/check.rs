@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use serde_json::Value as Json;
@@ -13,12 +14,15 @@ use wisp_manifest::{
 use wisp_node::AppState;
 
 use super::{
-    Failure,
+    Failure, difference,
     file::{Expect, Matcher, Query, Step, Test},
 };
 
 /// How much of a text is shown in a message.
 const MAX_SHOWN_CHARS: usize = 400;
+
+/// How many keys of a store are named in a message.
+const MAX_LISTED_COUNT: usize = 10;
 
 /// Compares an answer with what a step expects of it. `name` is the request's.
 pub(super) fn response(name: &str, step: &Step, response: &Response<Bytes>, app: &App) -> Vec<Failure> {
@@ -65,12 +69,15 @@ pub(super) async fn state(test: &Test, state: &Arc<AppState>) -> Vec<Failure> {
         match state.stores().get(label, key).await {
             Err(error) => failures.push(failed(error.to_string(), error.hint())),
             Ok(None) if matches!(matcher, Matcher::Absent) => {}
-            Ok(None) => failures.push(failed(
-                format!("{what} was not written"),
-                Some("no component set it, or one deleted it again".into()),
-            )),
+            Ok(None) => {
+                let there = state.stores().keys(label).await.unwrap_or_default();
+                let hint = match there.is_empty() {
+                    true => "no component set it, or one deleted it again; the store is empty".to_owned(),
+                    false => format!("the store has {}", listed(&there)),
+                };
+                failures.push(failed(format!("{what} was not written"), Some(hint)));
+            }
             Ok(Some(value)) => {
-                let value = String::from_utf8_lossy(&value);
                 failures.extend(differs(&what, matcher, &value).map(|message| failed(message, None)));
             }
         }
@@ -79,6 +86,24 @@ pub(super) async fn state(test: &Test, state: &Arc<AppState>) -> Vec<Failure> {
         failures.extend(rows(query, state));
     }
     failures
+}
+
+/// Compares what components wrote with what a test expects of it.
+pub(super) fn written(what: &str, line: usize, matcher: &Matcher, text: &str) -> Option<Failure> {
+    if matches!(matcher, Matcher::Absent) && text.is_empty() {
+        return None;
+    }
+    differs(what, matcher, text.as_bytes()).map(|message| Failure { line, message, hint: None })
+}
+
+/// Some names of many.
+fn listed(names: &[String]) -> String {
+    let mut text: Vec<_> =
+        names.iter().take(MAX_LISTED_COUNT).map(|name| format!("`{}`", shown(name))).collect();
+    if names.len() > MAX_LISTED_COUNT {
+        text.push(format!("{} more", names.len() - MAX_LISTED_COUNT));
+    }
+    text.join(", ")
 }
 
 fn rows(query: &Query, state: &AppState) -> Option<Failure> {
@@ -130,7 +155,8 @@ fn headers(what: &str, expect: &Expect, headers: &HeaderMap) -> Vec<Failure> {
             (values, matcher) => {
                 let value = values.join(", ");
                 let what = format!("the header `{name}` of {what}");
-                failures.extend(differs(&what, matcher, &value).map(|message| failed(message, None)));
+                failures
+                    .extend(differs(&what, matcher, value.as_bytes()).map(|message| failed(message, None)));
             }
         }
     }
@@ -142,7 +168,7 @@ fn body(what: &str, expect: &Expect, body: &Bytes) -> Vec<Failure> {
     let text = String::from_utf8_lossy(body);
     if let Some((line, matcher)) = &expect.body {
         let is_absent = matches!(matcher, Matcher::Absent) && body.is_empty();
-        let message = (!is_absent).then(|| differs(&format!("the body of {what}"), matcher, &text)).flatten();
+        let message = (!is_absent).then(|| differs(&format!("the body of {what}"), matcher, body)).flatten();
         failures.extend(message.map(|message| Failure { line: *line, message, hint: None }));
     }
     if expect.json.is_empty() {
@@ -167,9 +193,8 @@ fn body(what: &str, expect: &Expect, body: &Bytes) -> Vec<Failure> {
                 shown(&text)
             ))),
             Some(found) if !same(found, expected) => failures.push(failed(format!(
-                "the JSON in the body of {what} is different at `{path}`\n  expected: {}\n  found:    {}",
-                shown(&expected.to_string()),
-                shown(&found.to_string())
+                "the JSON in the body of {what} is different at `{path}`{}",
+                difference::of_json(path, expected, found)
             ))),
             Some(_) => {}
         }
@@ -177,24 +202,31 @@ fn body(what: &str, expect: &Expect, body: &Bytes) -> Vec<Failure> {
     failures
 }
 
-/// How a text differs from what is expected of it, if it does.
-fn differs(what: &str, matcher: &Matcher, text: &str) -> Option<String> {
+/// How something differs from what is expected of it, if it does.
+fn differs(what: &str, matcher: &Matcher, bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
     match matcher {
-        Matcher::Equals(expected) if expected == text => None,
-        Matcher::Equals(expected) => Some(format!(
-            "{what} is different\n  expected: {}\n  found:    {}",
-            quoted(expected),
-            quoted(text)
+        Matcher::Equals(expected) if expected.as_bytes() == bytes => None,
+        Matcher::Equals(expected) => {
+            Some(format!("{what} is different{}", difference::of_texts(expected, &text)))
+        }
+        Matcher::Bytes(expected) if *expected == bytes => None,
+        Matcher::Bytes(expected) => Some(format!(
+            "{what} is different\n  expected: {} ({} bytes)\n  found:    {} ({} bytes)",
+            shown(&STANDARD.encode(expected)),
+            expected.len(),
+            shown(&STANDARD.encode(bytes)),
+            bytes.len()
         )),
         Matcher::Contains(parts) => {
             let missing = parts.iter().find(|part| !text.contains(part.as_str()))?;
-            Some(format!("{what} does not contain {}\n  found: {}", quoted(missing), quoted(text)))
+            Some(format!("{what} does not contain {}\n  found: {}", quoted(missing), quoted(&text)))
         }
-        Matcher::Matches(pattern) if pattern.is_match(text) => None,
+        Matcher::Matches(pattern) if pattern.is_match(&text) => None,
         Matcher::Matches(pattern) => {
-            Some(format!("{what} does not match `{pattern}`\n  found: {}", quoted(text)))
+            Some(format!("{what} does not match `{pattern}`\n  found: {}", quoted(&text)))
         }
-        Matcher::Absent => Some(format!("{what} is there, but should not be\n  found: {}", quoted(text))),
+        Matcher::Absent => Some(format!("{what} is there, but should not be\n  found: {}", quoted(&text))),
     }
 }
 
@@ -212,7 +244,7 @@ fn at<'json>(json: &'json Json, path: &str) -> Option<&'json Json> {
 }
 
 /// Whether two values of JSON are the same; 1 and 1.0 are.
-fn same(one: &Json, other: &Json) -> bool {
+pub(super) fn same(one: &Json, other: &Json) -> bool {
     match (one, other) {
         (Json::Number(one), Json::Number(other)) => one == other || one.as_f64() == other.as_f64(),
         (Json::Array(one), Json::Array(other)) => {
@@ -257,12 +289,12 @@ fn status_hint(found: StatusCode, app: &App) -> Option<String> {
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", shown(text))
 }
 
 /// A text that fits into a message.
-fn shown(text: &str) -> Cow<'_, str> {
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(MAX_SHOWN_CHARS) {
         None => text.into(),
         Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),

@@ -1,10 +1,17 @@
 //! Tests as they are written.
 
-use std::{fmt, marker::PhantomData, path::Path, time::Duration};
+use std::{
+    fmt,
+    marker::PhantomData,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
@@ -20,14 +27,51 @@ const DEFAULT_HOST: &str = "localhost";
 /// Tests of one file. All are in memory, and each is a load of the app.
 const MAX_TESTS_COUNT: usize = 10_000;
 
+/// What a file of tests says.
+#[derive(Debug)]
+pub(super) struct TestFile {
+    pub(super) secrets: Secrets,
+    pub(super) tests: Vec<Test>,
+    pub(super) components: Vec<TestComponent>,
+}
+
+/// What is left out of recordings, beside what always is, and what is not.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Secrets {
+    /// Names of headers, parameters and fields, in lower case.
+    pub(super) leave_out: Vec<String>,
+    pub(super) keep: Vec<String>,
+}
+
+/// What a test's world is like when it begins.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Setup {
+    /// Time since 1970.
+    pub(super) clock: Option<Duration>,
+    /// Where random numbers begin.
+    pub(super) seed: u64,
+    pub(super) variables: IndexMap<String, String>,
+    /// Calls that no line of the test answers are answered from the recording.
+    pub(super) is_recorded: bool,
+}
+
+/// A component with tests.
+#[derive(Clone, Debug)]
+pub(super) struct TestComponent {
+    pub(super) line: usize,
+    /// Its file, as it was written: relative to the folder of tests.
+    pub(super) source: PathBuf,
+    /// The commands that build it, and where they run.
+    pub(super) build: Option<(Vec<String>, Option<PathBuf>)>,
+    pub(super) setup: Setup,
+}
+
 /// A test, ready to run.
 #[derive(Debug)]
 pub(super) struct Test {
     pub(super) line: usize,
     pub(super) name: String,
-    /// Time since 1970.
-    pub(super) clock: Option<Duration>,
-    pub(super) variables: IndexMap<String, String>,
+    pub(super) setup: Setup,
     pub(super) key_values: IndexMap<String, IndexMap<String, String>>,
     pub(super) sql: IndexMap<String, Vec<String>>,
     pub(super) outbound: Vec<Outbound>,
@@ -65,6 +109,8 @@ pub(super) struct Expect {
 #[derive(Clone, Debug)]
 pub(super) enum Matcher {
     Equals(String),
+    /// For what is no text.
+    Bytes(Vec<u8>),
     Contains(Vec<String>),
     Matches(regex::Regex),
     Absent,
@@ -79,6 +125,8 @@ pub(super) struct Outbound {
     pub(super) url: String,
     pub(super) expect: Expect,
     pub(super) answer: Answer,
+    /// How long the answer takes, on the test's clock.
+    pub(super) delay: Duration,
     pub(super) times: Option<usize>,
 }
 
@@ -97,6 +145,11 @@ pub(super) struct Then {
     /// Label, key, what its value is.
     pub(super) key_values: Vec<(usize, String, String, Matcher)>,
     pub(super) sql: Vec<Query>,
+    /// The calls that were made, in order: method and URL with `*`.
+    pub(super) outbound: Option<(usize, Vec<(Method, String)>)>,
+    /// What components wrote.
+    pub(super) stdout: Option<(usize, Matcher)>,
+    pub(super) stderr: Option<(usize, Matcher)>,
 }
 
 /// A statement and the rows that it is expected to return.
@@ -108,121 +161,273 @@ pub(super) struct Query {
     pub(super) rows: Vec<Vec<serde_json::Value>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Tests")]
 struct RawFile {
+    /// What is left out of recordings beside what always is, and what is not.
     #[serde(default)]
+    recording: RawRecording,
+    /// Tests: requests and what is expected of their answers.
+    #[serde(default)]
+    #[schemars(with = "Vec<RawTest>")]
     test: Vec<Spanned<RawTest>>,
+    /// Components with tests.
+    #[serde(default)]
+    #[schemars(with = "Vec<RawComponent>")]
+    component: Vec<Spanned<RawComponent>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct RawTest {
-    name: String,
+#[schemars(rename = "Recording")]
+struct RawRecording {
+    /// Names of headers, parameters and fields whose values are secret too.
+    #[serde(default)]
+    leave_out: Vec<String>,
+    /// Names that look secret and are not.
+    #[serde(default)]
+    keep: Vec<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Component")]
+struct RawComponent {
+    /// The component's file, relative to this one.
+    source: PathBuf,
+    /// How `wisp test --build` makes it.
+    build: Option<RawBuild>,
+    /// What time it is when a test begins; a date, a time and an offset without quotes.
+    #[schemars(with = "Option<String>")]
     clock: Option<Spanned<Datetime>>,
+    /// Where random numbers begin.
+    #[serde(default)]
+    seed: u64,
+    /// Values of the app's variables.
     #[serde(default)]
     variables: IndexMap<String, String>,
+    /// Calls that no `expect` answers are answered from the recording.
+    #[serde(default)]
+    recorded: bool,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Build")]
+struct RawBuild {
+    /// One command, or several in order.
+    command: OneOrMany,
+    /// Where they run, relative to this file.
+    workdir: Option<PathBuf>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Test")]
+struct RawTest {
+    /// What the test is called.
+    name: String,
+    /// What time it is when the test begins; a date, a time and an offset without quotes.
+    #[schemars(with = "Option<String>")]
+    clock: Option<Spanned<Datetime>>,
+    /// Where random numbers begin.
+    #[serde(default)]
+    seed: u64,
+    /// Values of the app's variables.
+    #[serde(default)]
+    variables: IndexMap<String, String>,
+    /// Calls that no `[[test.outbound]]` answers are answered from the recording.
+    #[serde(default)]
+    recorded: bool,
+    /// What is in key-value stores when the test begins: store, key, value.
     #[serde(default)]
     key_values: IndexMap<String, IndexMap<String, String>>,
+    /// Statements that are run when the test begins, by database.
     #[serde(default)]
     sql: IndexMap<String, Vec<String>>,
+    /// Calls that the app may make, and their answers.
     #[serde(default)]
+    #[schemars(with = "Vec<RawOutbound>")]
     outbound: Vec<Spanned<RawOutbound>>,
+    /// The only request; several have a `[[test.step]]` each.
+    #[schemars(with = "Option<Short<RawRequest>>")]
     request: Option<Spanned<Short<RawRequest>>>,
+    /// What is expected of the answer to `request`.
     expect: Option<RawExpect>,
+    /// Requests in order, each with what is expected of its answer.
     #[serde(default)]
     step: Vec<RawStep>,
+    /// What is expected after the last answer.
     then: Option<RawThen>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Step")]
 struct RawStep {
+    /// How far the clock goes on first: `250ms`, `90s`, `5m`, `2h`, `1d`.
+    #[schemars(with = "Option<String>")]
     wait: Option<Spanned<String>>,
+    /// A method and a path, such as `GET /`, or a table.
+    #[schemars(with = "Short<RawRequest>")]
     request: Spanned<Short<RawRequest>>,
+    /// What is expected of the answer.
     expect: Option<RawExpect>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Request")]
 struct RawRequest {
+    /// `GET` if there is none.
     method: Option<String>,
+    /// Path and query.
     path: Option<String>,
+    /// Headers by name.
     #[serde(default)]
     headers: IndexMap<String, String>,
+    /// The body as text.
     body: Option<String>,
+    /// A body that is no text.
+    base64: Option<String>,
+    /// A body of JSON, with its content type.
     json: Option<serde_json::Value>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Expect")]
 struct RawExpect {
+    /// The status.
+    #[schemars(with = "Option<u16>")]
     status: Option<Spanned<u16>>,
+    /// Headers by name.
     #[serde(default)]
+    #[schemars(with = "IndexMap<String, Short<RawMatcher>>")]
     headers: IndexMap<String, Spanned<Short<RawMatcher>>>,
+    /// The body.
+    #[schemars(with = "Option<Short<RawMatcher>>")]
     body: Option<Spanned<Short<RawMatcher>>>,
+    /// Values in a body of JSON by path, such as `items[0].name`; `$` is all of it.
     #[serde(default)]
+    #[schemars(with = "IndexMap<String, serde_json::Value>")]
     json: IndexMap<String, Spanned<serde_json::Value>>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Matcher")]
 struct RawMatcher {
+    /// It is this text.
     equals: Option<String>,
+    /// It is these bytes.
+    base64: Option<String>,
+    /// It contains this text, or all of these.
     contains: Option<OneOrMany>,
+    /// It matches this regular expression.
     matches: Option<String>,
+    /// It is not there.
     #[serde(default)]
     absent: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-#[derive(Deserialize)]
+impl OneOrMany {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Outbound")]
 struct RawOutbound {
+    /// A method and a URL, with `*` for anything.
+    #[schemars(with = "String")]
     request: Spanned<String>,
+    /// What is expected of the request.
     expect: Option<RawExpect>,
+    /// The answer; an empty one with the status 200 if there is none.
     response: Option<RawResponse>,
+    /// No server answers.
     #[serde(default)]
     unreachable: bool,
+    /// The manifest does not allow the call.
     #[serde(default)]
     refused: bool,
+    /// How long the answer takes: `250ms`, `90s`, `5m`, `2h`, `1d`.
+    #[schemars(with = "Option<String>")]
+    delay: Option<Spanned<String>>,
+    /// How often the call is made; at least once if there is no number.
     times: Option<usize>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Response")]
 struct RawResponse {
+    /// The status; 200 if there is none.
+    #[schemars(with = "Option<u16>")]
     status: Option<Spanned<u16>>,
+    /// Headers by name.
     #[serde(default)]
     headers: IndexMap<String, String>,
+    /// The body as text.
     body: Option<String>,
+    /// A body that is no text.
+    base64: Option<String>,
+    /// A body of JSON, with its content type.
     json: Option<serde_json::Value>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Then")]
 struct RawThen {
+    /// Values in key-value stores: store, key, value.
     #[serde(default)]
+    #[schemars(with = "IndexMap<String, IndexMap<String, Short<RawMatcher>>>")]
     key_values: IndexMap<String, IndexMap<String, Spanned<Short<RawMatcher>>>>,
+    /// Rows in databases.
     #[serde(default)]
+    #[schemars(with = "Vec<RawQuery>")]
     sql: Vec<Spanned<RawQuery>>,
+    /// The calls that were made, all of them and in this order: methods and URLs, with `*` for anything.
+    #[schemars(with = "Option<Vec<String>>")]
+    outbound: Option<Spanned<Vec<String>>>,
+    /// What components wrote to standard output.
+    #[schemars(with = "Option<Short<RawMatcher>>")]
+    stdout: Option<Spanned<Short<RawMatcher>>>,
+    /// What components wrote to standard error.
+    #[schemars(with = "Option<Short<RawMatcher>>")]
+    stderr: Option<Spanned<Short<RawMatcher>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Query")]
 struct RawQuery {
+    /// Its label; `default` if there is none.
     database: Option<String>,
+    /// A statement.
     query: String,
+    /// The rows that it returns.
     rows: Vec<Vec<serde_json::Value>>,
 }
 
 /// A text that stands for a table, or the table.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
 enum Short<T> {
     Text(String),
     Table(T),
@@ -269,11 +474,16 @@ impl Wrong {
     }
 }
 
-/// Reads the tests of a file.
+/// The JSON schema of a file of tests, for editors.
+pub(super) fn schema() -> serde_json::Value {
+    wisp_manifest::schema_of::<RawFile>()
+}
+
+/// Reads a file of tests.
 ///
 /// # Errors
 /// [`Error::TestFile`] with the line that is wrong.
-pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Test>, Error> {
+pub(super) fn parse(path: &Path, text: &str) -> Result<TestFile, Error> {
     let refused = |wrong: Wrong| Error::TestFile {
         path: path.to_owned(),
         line: line_at(text, wrong.offset),
@@ -290,23 +500,40 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Test>, Error> {
             format!("there are more than {MAX_TESTS_COUNT} tests in one file"),
         )));
     }
-    file.test.into_iter().map(|raw| test(text, raw).map_err(refused)).collect()
+    let lower = |names: Vec<String>| names.iter().map(|name| name.to_ascii_lowercase()).collect();
+    let tests = file.test.into_iter().map(|raw| test(text, raw)).collect::<Result<_, _>>();
+    let components = file.component.into_iter().map(|raw| component(text, raw)).collect::<Result<_, _>>();
+    Ok(TestFile {
+        secrets: Secrets { leave_out: lower(file.recording.leave_out), keep: lower(file.recording.keep) },
+        tests: tests.map_err(refused)?,
+        components: components.map_err(refused)?,
+    })
+}
+
+fn component(text: &str, raw: Spanned<RawComponent>) -> Result<TestComponent, Wrong> {
+    let start = raw.span().start;
+    let RawComponent { source, build, clock, seed, variables, recorded } = raw.into_inner();
+    Ok(TestComponent {
+        line: line_at(text, start),
+        source,
+        build: build.map(|build| (build.command.into_list(), build.workdir)),
+        setup: Setup { clock: clock_of(clock)?, seed, variables, is_recorded: recorded },
+    })
+}
+
+fn clock_of(raw: Option<Spanned<Datetime>>) -> Result<Option<Duration>, Wrong> {
+    let Some(clock) = raw else { return Ok(None) };
+    let unix = to_unix(clock.get_ref()).ok_or_else(|| {
+        Wrong::new(clock.span().start, "`clock` needs a date, a time and an offset")
+            .hint("write it without quotes: `clock = 2026-02-01T12:00:00Z`")
+    })?;
+    Ok(Some(unix))
 }
 
 fn test(text: &str, raw: Spanned<RawTest>) -> Result<Test, Wrong> {
     let start = raw.span().start;
     let raw = raw.into_inner();
-    let clock = match raw.clock {
-        None => None,
-        Some(clock) => {
-            let offset = clock.span().start;
-            let unix = to_unix(clock.get_ref()).ok_or_else(|| {
-                Wrong::new(offset, "`clock` needs a date, a time and an offset")
-                    .hint("write it without quotes: `clock = 2026-02-01T12:00:00Z`")
-            })?;
-            Some(unix)
-        }
-    };
+    let clock = clock_of(raw.clock)?;
     let mut steps = Vec::new();
     match (raw.request, raw.step.is_empty()) {
         (Some(request), true) => steps.push(Step {
@@ -334,8 +561,7 @@ fn test(text: &str, raw: Spanned<RawTest>) -> Result<Test, Wrong> {
     Ok(Test {
         line: line_at(text, start),
         name: raw.name,
-        clock,
-        variables: raw.variables,
+        setup: Setup { clock, seed: raw.seed, variables: raw.variables, is_recorded: raw.recorded },
         key_values: raw.key_values,
         sql: raw.sql,
         outbound: outbound.collect::<Result<_, _>>()?,
@@ -360,7 +586,7 @@ fn request_of(text: &str, raw: Spanned<Short<RawRequest>>) -> Result<Request, Wr
             }
         }
     };
-    let (mut headers, body) = content(raw.headers, raw.body, raw.json).map_err(wrong)?;
+    let (mut headers, body) = content(raw.headers, raw.body, raw.base64, raw.json).map_err(wrong)?;
     let method = raw.method.unwrap_or_else(|| "GET".into());
     let method = method.parse().map_err(|_| wrong(format!("`{method}` is no method")))?;
     let path = raw.path.unwrap_or_else(|| "/".into());
@@ -378,6 +604,7 @@ fn request_of(text: &str, raw: Spanned<Short<RawRequest>>) -> Result<Request, Wr
 fn content(
     raw_headers: IndexMap<String, String>,
     body: Option<String>,
+    base64: Option<String>,
     json: Option<serde_json::Value>,
 ) -> Result<(HeaderMap, Bytes), String> {
     let mut headers = HeaderMap::new();
@@ -386,16 +613,21 @@ fn content(
         let value = HeaderValue::try_from(&value).map_err(|_| format!("the value of `{name}` is none"))?;
         headers.append(header, value);
     }
-    let body = match (body, json) {
-        (Some(_), Some(_)) => return Err("there is both a `body` and `json`".into()),
-        (Some(body), None) => Bytes::from(body),
-        (None, Some(json)) => {
+    let body = match (body, base64, json) {
+        (Some(body), None, None) => Bytes::from(body),
+        (None, Some(base64), None) => Bytes::from(decoded(&base64)?),
+        (None, None, Some(json)) => {
             headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
             Bytes::from(json.to_string())
         }
-        (None, None) => Bytes::new(),
+        (None, None, None) => Bytes::new(),
+        _ => return Err("only one of `body`, `base64` and `json` can be the body".into()),
     };
     Ok((headers, body))
+}
+
+fn decoded(base64: &str) -> Result<Vec<u8>, String> {
+    STANDARD.decode(base64).map_err(|error| format!("`{base64}` is no base64: {error}"))
 }
 
 fn expect_of(text: &str, raw: RawExpect) -> Result<Expect, Wrong> {
@@ -427,25 +659,19 @@ fn matcher_of(raw: Spanned<Short<RawMatcher>>) -> Result<Matcher, Wrong> {
         Short::Text(text) => return Ok(Matcher::Equals(text)),
         Short::Table(table) => table,
     };
-    match raw {
-        RawMatcher { equals: Some(text), contains: None, matches: None, absent: false } => {
-            Ok(Matcher::Equals(text))
-        }
-        RawMatcher { equals: None, contains: Some(contains), matches: None, absent: false } => {
-            Ok(Matcher::Contains(match contains {
-                OneOrMany::One(text) => vec![text],
-                OneOrMany::Many(texts) => texts,
-            }))
-        }
-        RawMatcher { equals: None, contains: None, matches: Some(pattern), absent: false } => {
-            regex::Regex::new(&pattern)
-                .map(Matcher::Matches)
-                .map_err(|error| Wrong::new(offset, format!("`{pattern}` is no regular expression: {error}")))
-        }
-        RawMatcher { equals: None, contains: None, matches: None, absent: true } => Ok(Matcher::Absent),
-        _ => {
-            Err(Wrong::new(offset, "exactly one of `equals`, `contains`, `matches` and `absent` is expected"))
-        }
+    let RawMatcher { equals, base64, contains, matches, absent } = raw;
+    let wrong = |message: String| Wrong::new(offset, message);
+    match (equals, base64, contains, matches, absent) {
+        (Some(text), None, None, None, false) => Ok(Matcher::Equals(text)),
+        (None, Some(base64), None, None, false) => Ok(Matcher::Bytes(decoded(&base64).map_err(wrong)?)),
+        (None, None, Some(contains), None, false) => Ok(Matcher::Contains(contains.into_list())),
+        (None, None, None, Some(pattern), false) => regex::Regex::new(&pattern)
+            .map(Matcher::Matches)
+            .map_err(|error| wrong(format!("`{pattern}` is no regular expression: {error}"))),
+        (None, None, None, None, true) => Ok(Matcher::Absent),
+        _ => Err(wrong(
+            "exactly one of `equals`, `base64`, `contains`, `matches` and `absent` is expected".into(),
+        )),
     }
 }
 
@@ -454,18 +680,13 @@ fn outbound_of(text: &str, raw: Spanned<RawOutbound>) -> Result<Outbound, Wrong>
     let raw = raw.into_inner();
     let offset = raw.request.span().start;
     let line = raw.request.into_inner();
-    let no_call = || {
-        Wrong::new(offset, format!("`{line}` is no request to elsewhere"))
-            .hint("write a method and a URL: `GET https://api.example.com/rates`")
-    };
-    let (method, url) = line.split_once(' ').ok_or_else(no_call)?;
-    let method = method.parse().map_err(|_| no_call())?;
-    if !url.contains("://") {
-        return Err(no_call());
-    }
+    let (method, url) = call_of(&line).map_err(|message| {
+        Wrong::new(offset, message).hint("write a method and a URL: `GET https://api.example.com/rates`")
+    })?;
+    let delay = raw.delay.map(duration).transpose()?.unwrap_or_default();
     let answer = match (raw.response, raw.unreachable, raw.refused) {
         (Some(response), false, false) => {
-            let (headers, body) = content(response.headers, response.body, response.json)
+            let (headers, body) = content(response.headers, response.body, response.base64, response.json)
                 .map_err(|message| Wrong::new(start, message))?;
             let mut built = http::Response::new(body);
             if let Some(status) = response.status {
@@ -487,11 +708,22 @@ fn outbound_of(text: &str, raw: Spanned<RawOutbound>) -> Result<Outbound, Wrong>
     Ok(Outbound {
         line: line_at(text, offset),
         method,
-        url: url.trim().to_owned(),
+        url,
         expect: expect_of(text, raw.expect.unwrap_or_default())?,
         answer,
+        delay,
         times: raw.times,
     })
+}
+
+/// Method and URL of a call to elsewhere.
+pub(super) fn call_of(line: &str) -> Result<(Method, String), String> {
+    let no_call = || format!("`{line}` is no request to elsewhere");
+    let (method, url) = line.split_once(' ').ok_or_else(no_call)?;
+    if !url.contains("://") {
+        return Err(no_call());
+    }
+    Ok((method.parse().map_err(|_| no_call())?, url.trim().to_owned()))
 }
 
 fn then_of(text: &str, raw: RawThen) -> Result<Then, Wrong> {
@@ -506,6 +738,21 @@ fn then_of(text: &str, raw: RawThen) -> Result<Then, Wrong> {
         let line = line_at(text, query.span().start);
         let RawQuery { database, query, rows } = query.into_inner();
         then.sql.push(Query { line, database: database.unwrap_or_else(|| "default".into()), query, rows });
+    }
+    if let Some(calls) = raw.outbound {
+        let offset = calls.span().start;
+        let made = calls.into_inner().iter().map(|line| call_of(line)).collect::<Result<_, _>>();
+        let made = made.map_err(|message| {
+            Wrong::new(offset, message)
+                .hint("write methods and URLs: `[\"GET https://api.example.com/rates\"]`")
+        })?;
+        then.outbound = Some((line_at(text, offset), made));
+    }
+    for (raw, kept) in [(raw.stdout, &mut then.stdout), (raw.stderr, &mut then.stderr)] {
+        if let Some(matcher) = raw {
+            let line = line_at(text, matcher.span().start);
+            *kept = Some((line, matcher_of(matcher)?));
+        }
     }
     Ok(then)
 }
@@ -580,9 +827,19 @@ mod tests {
 
     #[test]
     fn everything_can_be_said() {
-        let tests = parse(
+        let file = parse(
             Path::new("a.toml"),
             r#"
+            [recording]
+            leave_out = ["X-Session"]
+
+            [[component]]
+            source = "checks.wasm"
+            recorded = true
+            seed = 7
+            [component.build]
+            command = "make"
+
             [[test]]
             name = "all"
             clock = 2026-02-01T12:00:00+01:00
@@ -594,6 +851,7 @@ mod tests {
             request = "POST https://api.example.com/*"
             expect = { json = { "items[0]" = 1 } }
             response = { status = 201, json = { ok = true } }
+            delay = "30s"
             times = 2
 
             [[test.step]]
@@ -607,14 +865,23 @@ mod tests {
             [test.then]
             key_values = { default = { a = "2", b = { absent = true } } }
             sql = [{ query = "SELECT 1", rows = [[1]] }]
+            outbound = ["POST https://api.example.com/*"]
+            stdout = { contains = "done" }
             "#,
         )
         .unwrap();
-        let test = &tests[0];
-        assert_eq!(test.clock, Some(Duration::from_secs(1_769_943_600)));
+        let test = &file.tests[0];
+        assert_eq!(test.setup.clock, Some(Duration::from_secs(1_769_943_600)));
         assert_eq!(test.steps[0].request.uri, "http://shop.example/a?b=c");
         assert_eq!(test.steps[0].request.body, "[1]");
         assert_eq!(test.steps[1].wait, Some(Duration::from_secs(7_200)));
         assert_eq!((test.outbound[0].times, test.then.key_values.len()), (Some(2), 2));
+        assert_eq!(test.outbound[0].delay, Duration::from_secs(30));
+        assert_eq!(test.then.outbound.as_ref().unwrap().1.len(), 1);
+        assert!(test.then.stdout.is_some() && test.then.stderr.is_none());
+        let component = &file.components[0];
+        assert_eq!((component.line, component.setup.seed, component.setup.is_recorded), (5, 7, true));
+        assert_eq!(component.build.as_ref().unwrap().0, ["make"]);
+        assert_eq!(file.secrets.leave_out, ["x-session"]);
     }
 }

@@ -1,13 +1,14 @@
 //! `wisp test`: tests of an app, against the app as it would be served.
 //!
-//! A test is written in a TOML file below `tests/` beside the manifest; docs/testing.md
-//! is its reference. It loads the app anew, in the real engine, with a virtual world
-//! around it:
+//! A test is written in a TOML file below `tests/` beside the manifest, or is one of those
+//! that a component has which such a file names; docs/testing.md is its reference. It loads
+//! the app anew, in the real engine, with a virtual world around it:
 //!
 //! | instead of | there is |
 //! | --- | --- |
-//! | the machine's clock | one that stands still, until the test says otherwise |
-//! | the network | the answers that the test has written down; any other call fails the test |
+//! | the machine's clocks | one that stands still, until the test says otherwise or all sleep |
+//! | random numbers | the same sequence in every run |
+//! | the network | the answers that the test has written down or that were recorded; any other call fails the test |
 //! | stores and databases | empty ones in memory, with what the test puts there |
 //! | variables | those of the test, else the manifest's defaults |
 //!
@@ -16,13 +17,22 @@
 //!
 //! # Life of a test
 //!
-//! `file` reads all tests, each with the lines it stands on. [`run`] starts one runtime
-//! for all of them; each of its threads takes a test, makes its world (`world`), loads
-//! the app, sends the requests and compares (`check`). What differs becomes a
-//! [`Failure`] with the line that is not met. `report` writes results for machines.
+//! `file` reads all tests, each with the lines it stands on; components are loaded and asked
+//! for the names of theirs. [`run`] starts one runtime for all of them; each of its threads
+//! takes a test, makes its world (`world`) and a bench with the app in it (`bench`). Then a
+//! test of a file has its requests sent and their answers compared (`check`), one of a
+//! component is run. What differs becomes a [`Failure`] with the line that is not met.
+//! `report` writes results for machines, `recording` what was recorded.
+//!
+//! All of a test happens on one thread, whose idleness moves the test's clock: see
+//! [`wisp_capability::VirtualTime`].
 
+mod bench;
 mod check;
+mod difference;
 mod file;
+mod output;
+mod recording;
 mod report;
 mod world;
 
@@ -33,27 +43,30 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use http::header;
+use wisp_capability::{test_component::TestComponent, wasi::logs::Follow};
 use wisp_manifest::{
     App, RuntimeConfig,
     allowed_hosts::BlockedNetworks,
-    id::VariableName,
-    model::Limits,
     runtime_config::{KeyValueBackend, SqliteBackend},
 };
-use wisp_node::{AppSettings, Runtime, RuntimeSettings};
+use wisp_node::{Runtime, RuntimeSettings};
+use wisp_trigger::http::{CommonsSettings, HttpApp};
 
 use self::{
-    file::{Step, Test},
+    bench::{Bench, Common},
+    file::{Secrets, Setup, Step, Test},
+    output::Outputs,
+    recording::{Censor, Exchange, Recording},
     world::World,
 };
-use crate::Error;
+use crate::{Error, build};
 
 /// The folder of tests, beside the manifest.
 const TESTS_DIR_NAME: &str = "tests";
@@ -61,11 +74,14 @@ const TESTS_DIR_NAME: &str = "tests";
 /// How long one test may take, unless set otherwise.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
 
-/// The largest response: it is held in memory to be compared.
-const MAX_RESPONSE_BYTES: u64 = 64 << 20;
-
 /// How much of what a component wrote is shown with a failure.
 const MAX_SHOWN_BYTES: usize = 16 << 10;
+
+/// How many lines of a trap's backtrace are shown.
+const MAX_BACKTRACE_LINES_COUNT: usize = 30;
+
+/// The interface of components with tests, as WIT.
+pub const WIT: &str = include_str!("../../../../wit/deps/wisp-test@0.1.0/test.wit");
 
 /// How tests are run.
 #[derive(Clone, Debug)]
@@ -76,8 +92,23 @@ pub struct Settings {
     pub jobs_count: usize,
     /// How long one may take.
     pub limit: Duration,
+    /// Begin no other test once one has failed.
+    pub fail_fast: bool,
+    /// Let calls out, and write down what comes of them.
+    pub record: bool,
     /// Where compiled images are kept; the one of `wisp up` saves compiling.
     pub image_dir: Option<PathBuf>,
+}
+
+/// What became of all tests.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// Those that ran, in the order of files and lines.
+    pub outcomes: Vec<Outcome>,
+    /// Those that did not, since another one had failed: their files and names.
+    pub not_run: Vec<(PathBuf, String)>,
+    /// The recordings that were written.
+    pub recordings: Vec<PathBuf>,
 }
 
 /// What became of a test.
@@ -93,10 +124,14 @@ pub struct Outcome {
     pub duration: Duration,
     /// What was not as expected; nothing if it passed.
     pub failures: Vec<Failure>,
-    /// What else may explain a failure.
-    pub note: Option<String>,
+    /// What else there is to say.
+    pub notes: Vec<String>,
     /// What the app's components wrote to standard output and error.
     pub output: String,
+    /// What the component wrote that tests the app.
+    pub test_output: String,
+    /// The calls that it recorded.
+    recorded: Vec<Exchange>,
 }
 
 /// Something that is not as expected.
@@ -110,81 +145,240 @@ pub struct Failure {
     pub hint: Option<String>,
 }
 
+/// A test that can be run.
+struct Case {
+    /// Relative to the folder of tests.
+    file: PathBuf,
+    line: usize,
+    name: String,
+    secrets: Secrets,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Requests and what is expected of their answers.
+    Exchanges(Box<Test>),
+    /// A test of a component.
+    Component { component: Arc<TestComponent>, setup: Setup },
+    /// A component whose tests cannot be known.
+    Broken(Failure),
+}
+
+/// What the files of tests say, before components were asked for theirs.
+struct Files {
+    cases: Vec<Case>,
+    components: Vec<(PathBuf, Secrets, file::TestComponent)>,
+}
+
+/// The JSON schema of a file of tests, for editors.
+pub fn schema() -> serde_json::Value {
+    file::schema()
+}
+
 /// Names the tests of an app: file, line and name of each.
 ///
 /// # Errors
-/// [`Error::TestFile`] for a file that cannot be understood.
-pub fn list(app: &App, filter: Option<&str>) -> Result<Vec<(PathBuf, usize, String)>, Error> {
-    let tests = read(app, filter)?;
-    Ok(tests.into_iter().map(|(file, test)| (file, test.line, test.name)).collect())
+/// [`Error::TestFile`] for a file that cannot be understood, [`Error::Load`] if the engine
+/// does not start, [`Error::TestComponent`] for a component that has no tests.
+pub fn list(app: &App, settings: &Settings) -> Result<Vec<(PathBuf, usize, String)>, Error> {
+    let files = read(app)?;
+    let cases = match files.components.is_empty() {
+        true => files.cases,
+        false => cases(app, &start(app, settings)?, files),
+    };
+    let mut listed = Vec::new();
+    for case in cases.into_iter().filter(|case| case.fits(settings.filter.as_deref())) {
+        if let Kind::Broken(failure) = case.kind {
+            return Err(Error::TestComponent { message: failure.message, hint: failure.hint });
+        }
+        listed.push((case.file, case.line, case.name));
+    }
+    Ok(listed)
+}
+
+/// Builds the components that have tests of an app; whether there are any.
+///
+/// # Errors
+/// [`Error::TestFile`], and what goes wrong with any of them.
+pub fn build(app: &App, has_color: bool, progress: &dyn build::Progress) -> Result<bool, Vec<Error>> {
+    let files = read(app).map_err(|error| vec![error])?;
+    let folder = tests_dir(app);
+    let mut errors = Vec::new();
+    let mut is_any = false;
+    for (_, _, component) in files.components {
+        let Some((commands, workdir)) = component.build else { continue };
+        is_any = true;
+        let workdir = workdir.map_or_else(|| folder.clone(), |workdir| folder.join(workdir));
+        let output = folder.join(&component.source);
+        let name = component.source.display().to_string();
+        errors.extend(build::Job::alone(name, commands, workdir, output).run_now(has_color, progress).err());
+    }
+    if errors.is_empty() { Ok(is_any) } else { Err(errors) }
 }
 
 /// Runs an app's tests. `done` hears of each when it has ended, in no order; what is
 /// returned is in the order of files and lines.
 ///
 /// # Errors
-/// [`Error::NoTests`], [`Error::TestFile`], or [`Error::Load`] if the engine does not
-/// start. That a test fails is none.
-pub fn run(app: &App, settings: &Settings, done: &(dyn Fn(&Outcome) + Sync)) -> Result<Vec<Outcome>, Error> {
-    let tests = read(app, settings.filter.as_deref())?;
-    if tests.is_empty() {
-        let path = tests_dir(app);
-        return Err(Error::NoTests { path, filter: settings.filter.clone() });
+/// [`Error::NoTests`], [`Error::TestFile`], [`Error::File`] for a recording, or
+/// [`Error::Load`] if the engine does not start. That a test fails is none.
+pub fn run(app: &App, settings: &Settings, done: &(dyn Fn(&Outcome) + Sync)) -> Result<Results, Error> {
+    let files = read(app)?;
+    let common = start(app, settings)?;
+    let all = cases(app, &common, files);
+    let (cases, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|case| case.fits(settings.filter.as_deref()));
+    if cases.is_empty() {
+        return Err(Error::NoTests { path: tests_dir(app), filter: settings.filter.clone() });
     }
-    let logs = tempfile::tempdir().map_err(Error::file("make", std::env::temp_dir()))?;
-    let runtime = Runtime::start(RuntimeSettings {
-        image_dir: settings.image_dir.clone(),
-        runtime_config: runtime_config(app),
-        log_dir: Some(logs.path().to_owned()),
-        follow: wisp_capability::wasi::logs::Follow::None,
-        ..RuntimeSettings::default()
-    })
-    .map_err(|error| Error::Load(error.into()))?;
-    let bench = Bench { app, runtime: &runtime, logs: logs.path(), limit: settings.limit };
-
     let next = AtomicUsize::new(0);
-    let outcomes = Mutex::new(Vec::with_capacity(tests.len()));
+    let has_failed = AtomicBool::new(false);
+    let outcomes = Mutex::new(Vec::with_capacity(cases.len()));
     thread::scope(|scope| {
-        for _ in 0..settings.jobs_count.clamp(1, tests.len()) {
+        for _ in 0..settings.jobs_count.clamp(1, cases.len()) {
             scope.spawn(|| {
-                while let Some((file, test)) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = bench.run(file, test);
+                while !(settings.fail_fast && has_failed.load(Ordering::Relaxed))
+                    && let number = next.fetch_add(1, Ordering::Relaxed)
+                    && let Some(case) = cases.get(number)
+                {
+                    let outcome = case.run(&common, number, settings.limit);
+                    has_failed.fetch_or(!outcome.failures.is_empty(), Ordering::Relaxed);
                     done(&outcome);
-                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
                 }
             });
         }
     });
     let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    outcomes.sort_by(|one, other| (&one.file, one.line).cmp(&(&other.file, other.line)));
-    Ok(outcomes)
+    outcomes.sort_by_key(|(number, _)| *number);
+    let not_run = (0..cases.len()).filter(|number| outcomes.iter().all(|(ran, _)| ran != number));
+    let not_run = not_run.map(|number| (cases[number].file.clone(), cases[number].name.clone()));
+    let mut results = Results { not_run: not_run.collect(), ..Results::default() };
+    results.outcomes = outcomes.into_iter().map(|(_, outcome)| outcome).collect();
+    if settings.record {
+        results.recordings = write_recordings(app, &cases, &others, &results.outcomes)?;
+    }
+    Ok(results)
 }
 
-/// All tests of an app whose file or name contains `filter`.
-fn read(app: &App, filter: Option<&str>) -> Result<Vec<(PathBuf, Test)>, Error> {
+/// Writes what tests have recorded; gives the files that hold something of these tests.
+fn write_recordings(
+    app: &App,
+    cases: &[Case],
+    others: &[Case],
+    outcomes: &[Outcome],
+) -> Result<Vec<PathBuf>, Error> {
+    let mut files: Vec<&Path> =
+        cases.iter().filter(|case| case.is_recorded()).map(|case| case.file.as_path()).collect();
+    files.dedup();
+    let mut written = Vec::new();
+    for file in files {
+        let of_file = || outcomes.iter().filter(|outcome| outcome.file == file);
+        let recorded: Vec<_> = of_file().flat_map(|outcome| outcome.recorded.iter().cloned()).collect();
+        let ran: Vec<_> = of_file().map(|outcome| outcome.name.as_str()).collect();
+        // What a test recorded earlier stays, if it did not run now and exists still.
+        let known = cases.iter().chain(others).filter(|case| case.file == file && case.is_recorded());
+        let kept: Vec<_> = known.map(|case| case.name.as_str()).filter(|name| !ran.contains(name)).collect();
+        let path = recording::path_of(&tests_dir(app), file);
+        recording::write(&path, recorded, |test| kept.contains(&test))?;
+        if path.is_file() {
+            written.push(path);
+        }
+    }
+    Ok(written)
+}
+
+/// Reads all files of tests of an app.
+fn read(app: &App) -> Result<Files, Error> {
     let folder = tests_dir(app);
     let mut paths = Vec::new();
     if folder.is_dir() {
         for entry in fs::read_dir(&folder).map_err(Error::file("read", &folder))? {
             let path = entry.map_err(Error::file("read", &folder))?.path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
+            if path.extension().is_some_and(|extension| extension == "toml") && path.is_file() {
                 paths.push(path);
             }
         }
     }
     paths.sort();
-    let mut tests = Vec::new();
+    let mut files = Files { cases: Vec::new(), components: Vec::new() };
     for path in paths {
         let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
         let name = path.strip_prefix(&folder).unwrap_or(&path).to_owned();
-        for test in file::parse(&path, &text)? {
-            let full_name = format!("{}: {}", name.display(), test.name);
-            if filter.is_none_or(|filter| full_name.contains(filter)) {
-                tests.push((name.clone(), test));
+        let file::TestFile { secrets, tests, components } = file::parse(&path, &text)?;
+        files.cases.extend(tests.into_iter().map(|test| Case {
+            file: name.clone(),
+            line: test.line,
+            name: test.name.clone(),
+            secrets: secrets.clone(),
+            kind: Kind::Exchanges(Box::new(test)),
+        }));
+        let components = components.into_iter();
+        files.components.extend(components.map(|component| (name.clone(), secrets.clone(), component)));
+    }
+    Ok(files)
+}
+
+/// Starts what all tests share.
+fn start(app: &App, settings: &Settings) -> Result<Arc<Common>, Error> {
+    let outputs = Arc::new(Outputs::default());
+    let runtime = Runtime::start(RuntimeSettings {
+        image_dir: settings.image_dir.clone(),
+        runtime_config: runtime_config(app, settings.record),
+        log_receiver: Some(outputs.clone()),
+        follow: Follow::None,
+        commons: CommonsSettings { compute_lane: false, ..CommonsSettings::default() },
+        is_virtual: true,
+        ..RuntimeSettings::default()
+    })
+    .map_err(|error| Error::Load(error.into()))?;
+    Ok(Arc::new(Common { app: Arc::new(app.clone()), runtime, outputs, is_recording: settings.record }))
+}
+
+/// All tests in the order of files and lines; components are asked for theirs.
+fn cases(app: &App, common: &Arc<Common>, files: Files) -> Vec<Case> {
+    let Files { mut cases, components } = files;
+    let folder = tests_dir(app);
+    for (file, secrets, component) in components {
+        let file::TestComponent { line, source, setup, .. } = component;
+        let case =
+            |name: String, kind| Case { file: file.clone(), line, name, secrets: secrets.clone(), kind };
+        let broken = |message: String, hint: Option<String>| {
+            case(source.display().to_string(), Kind::Broken(Failure { line, message, hint }))
+        };
+        let component = match bench::load(common, &folder.join(&source)) {
+            Ok(component) => Arc::new(component),
+            Err((message, hint)) => {
+                cases.push(broken(message, hint));
+                continue;
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let names = match runtime {
+            Ok(runtime) => {
+                let named =
+                    async { tokio::time::timeout(DEFAULT_LIMIT, bench::names(common, &component)).await };
+                match runtime.block_on(named) {
+                    Ok(named) => named.map_err(|trap| shown_trap(&trap.message, &trap.backtrace)),
+                    Err(_) => Err(format!("it takes longer than {DEFAULT_LIMIT:?}")),
+                }
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match names {
+            Ok(names) => cases.extend(names.into_iter().map(|name| {
+                let kind = Kind::Component { component: component.clone(), setup: setup.clone() };
+                case(name, kind)
+            })),
+            Err(message) => {
+                let message = format!("`{}` cannot name its tests: {message}", source.display());
+                cases.push(broken(message, None));
             }
         }
     }
-    Ok(tests)
+    // Tests of one component keep its order.
+    cases.sort_by(|one, other| (&one.file, one.line).cmp(&(&other.file, other.line)));
+    cases
 }
 
 fn tests_dir(app: &App) -> PathBuf {
@@ -194,8 +388,8 @@ fn tests_dir(app: &App) -> PathBuf {
 }
 
 /// Every label that a component names is a store in memory, and nothing outside of this
-/// process can be reached.
-fn runtime_config(app: &App) -> RuntimeConfig {
+/// process can be reached unless calls are recorded.
+fn runtime_config(app: &App, may_reach: bool) -> RuntimeConfig {
     let mut config = RuntimeConfig::default();
     for component in app.components.values() {
         for label in &component.key_value_stores {
@@ -206,119 +400,195 @@ fn runtime_config(app: &App) -> RuntimeConfig {
             config.sqlite_databases.insert(label.clone(), database);
         }
     }
-    config.outbound_networking.blocked_networks =
-        BlockedNetworks::parse(["0.0.0.0/0", "::/0"]).unwrap_or_default();
+    if !may_reach {
+        config.outbound_networking.blocked_networks =
+            BlockedNetworks::parse(["0.0.0.0/0", "::/0"]).unwrap_or_default();
+    }
     config
 }
 
-/// What all tests have in common.
-struct Bench<'run> {
-    app: &'run App,
-    runtime: &'run Runtime,
-    logs: &'run Path,
-    limit: Duration,
+impl Results {
+    /// How many tests passed.
+    pub fn passed_count(&self) -> usize {
+        self.outcomes.len() - self.failed_count()
+    }
+
+    /// How many tests failed.
+    pub fn failed_count(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count()
+    }
 }
 
-impl Bench<'_> {
-    fn run(&self, file: &Path, test: &Test) -> Outcome {
-        let started = Instant::now();
-        // Names a folder of logs, so it is a number and not what a person wrote.
-        let log_name = format!("{}-{}", file.display(), test.line).replace(['/', '.'], "-");
-        let at_test = |message: String, hint: Option<String>| Failure { line: test.line, message, hint };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let world = Arc::new(World::new(test));
-        let failures = match runtime {
-            Err(error) => vec![at_test(format!("the test cannot start: {error}"), None)],
-            Ok(runtime) => runtime.block_on(async {
-                match tokio::time::timeout(self.limit, self.test(test, &world, &log_name)).await {
-                    Ok(failures) => failures,
-                    Err(_) => vec![at_test(
-                        format!("the test was not over within {:?}", self.limit),
-                        Some(
-                            "a component may wait for something that never comes; `--limit` allows more"
-                                .into(),
-                        ),
-                    )],
-                }
-            }),
-        };
-        let is_clock_worth_a_word = !failures.is_empty() && test.clock.is_none() && world.clock().was_read();
-        let note = is_clock_worth_a_word.then(|| {
-            format!(
-                "a component asked for the time, which was {}; `clock = …` sets another",
-                world::DEFAULT_CLOCK
-            )
-        });
-        let output = if failures.is_empty() { String::new() } else { self.output_of(&log_name) };
-        Outcome {
-            file: file.to_owned(),
-            line: test.line,
-            name: test.name.clone(),
-            duration: started.elapsed(),
-            failures,
-            note,
-            output,
+impl Case {
+    fn fits(&self, filter: Option<&str>) -> bool {
+        filter.is_none_or(|filter| format!("{}: {}", self.file.display(), self.name).contains(filter))
+    }
+
+    fn setup(&self) -> Option<&Setup> {
+        match &self.kind {
+            Kind::Exchanges(test) => Some(&test.setup),
+            Kind::Component { setup, .. } => Some(setup),
+            Kind::Broken(_) => None,
         }
     }
 
-    async fn test(&self, test: &Test, world: &World, log_name: &str) -> Vec<Failure> {
-        let state = Arc::new(self.runtime.state(None, true));
-        let mut settings = AppSettings {
-            direct_mounts: true,
-            use_variables_providers: false,
-            log_name: Some(log_name.to_owned()),
-            ceilings: Limits { response_body_bytes: Some(MAX_RESPONSE_BYTES), ..Limits::default() },
-            world: world.virtual_world(),
-            ..AppSettings::default()
+    fn is_recorded(&self) -> bool {
+        self.setup().is_some_and(|setup| setup.is_recorded)
+    }
+
+    fn run(&self, common: &Arc<Common>, number: usize, limit: Duration) -> Outcome {
+        let started = Instant::now();
+        // A name in logs, so it is a number and not what a person wrote.
+        let log_name = format!("test-{number}");
+        let mut outcome = Outcome {
+            file: self.file.clone(),
+            line: self.line,
+            name: self.name.clone(),
+            duration: Duration::ZERO,
+            failures: Vec::new(),
+            notes: Vec::new(),
+            output: String::new(),
+            test_output: String::new(),
+            recorded: Vec::new(),
         };
-        for (name, value) in &test.variables {
-            match VariableName::new(name) {
-                Ok(name) => settings.variables.push((name, value.clone().into())),
-                Err(error) => {
-                    let message = format!("`{name}` is no name for a variable: {error}");
-                    return vec![Failure { line: test.line, message, hint: None }];
+        match self.bench(common, &log_name) {
+            Ok(bench) => self.run_on(&Arc::new(bench), limit, &mut outcome),
+            Err(failure) => outcome.failures.push(failure),
+        }
+        common.runtime.flush_logs();
+        let output = common.outputs.take(&log_name);
+        if !outcome.failures.is_empty() {
+            outcome.output = output::end_of(output.of_app(), MAX_SHOWN_BYTES);
+            outcome.test_output = output::end_of(output.of_test(), MAX_SHOWN_BYTES);
+        }
+        outcome.duration = started.elapsed();
+        outcome
+    }
+
+    fn failure(&self, message: impl Into<String>) -> Failure {
+        Failure { line: self.line, message: message.into(), hint: None }
+    }
+
+    /// The app in the world of this test.
+    fn bench(&self, common: &Arc<Common>, log_name: &str) -> Result<Bench, Failure> {
+        let (setup, outbound) = match &self.kind {
+            Kind::Exchanges(test) => (&test.setup, test.outbound.as_slice()),
+            Kind::Component { setup, .. } => (setup, [].as_slice()),
+            Kind::Broken(failure) => return Err(failure.clone()),
+        };
+        let recording = self
+            .recording(common, setup)
+            .map_err(|error| Failure { hint: error.hint(), ..self.failure(error.to_string()) })?;
+        let world = World::new(setup, outbound, recording);
+        let bench = Bench::new(common, setup, world, log_name.to_owned(), self.line);
+        bench.map_err(|message| self.failure(message))
+    }
+
+    fn recording(&self, common: &Common, setup: &Setup) -> Result<Recording, Error> {
+        if !setup.is_recorded {
+            return Ok(Recording::None);
+        }
+        let secret = common.app.variables.iter().filter(|(_, variable)| variable.secret);
+        let values = secret.filter_map(|(name, _)| {
+            let of_environment = common.is_recording.then(|| bench::from_environment(name.as_str()));
+            of_environment.flatten().or_else(|| setup.variables.get(name.as_str()).cloned())
+        });
+        let censor = Censor::new(&self.secrets, values);
+        if common.is_recording {
+            let test = self.name.clone();
+            return Ok(Recording::Recorded { test, exchanges: Vec::new(), bytes: 0, censor });
+        }
+        let path = recording::path_of(&tests_dir(&common.app), &self.file);
+        let exchanges = recording::read(&path)?.into_iter().filter(|exchange| exchange.test == self.name);
+        let exchanges = exchanges.map(|exchange| (exchange, false)).collect();
+        Ok(Recording::Replayed { path, exchanges, censor })
+    }
+
+    fn run_on(&self, bench: &Arc<Bench>, limit: Duration, outcome: &mut Outcome) {
+        let time = bench.world().time().clone();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .on_thread_park(move || time.on_idle())
+            .build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                outcome.failures.push(self.failure(format!("the test cannot start: {error}")));
+                return;
+            }
+        };
+        let ran = runtime.block_on(async {
+            tokio::time::timeout(limit, async {
+                match &self.kind {
+                    Kind::Exchanges(test) => self.exchanges(bench, test).await,
+                    Kind::Component { component, .. } => self.component(bench, component).await,
+                    Kind::Broken(failure) => vec![failure.clone()],
+                }
+            })
+            .await
+        });
+        outcome.failures = ran.unwrap_or_else(|_| {
+            let hint = "a component may wait for something that never comes; `--limit` allows more";
+            vec![Failure {
+                hint: Some(hint.into()),
+                ..self.failure(format!("the test was not over within {limit:?}"))
+            }]
+        });
+        let world = bench.world();
+        let (recorded, is_all) = world.recorded();
+        outcome.recorded = recorded;
+        if !is_all {
+            outcome.failures.push(self.failure("the calls of this test are too many or too large to record"));
+        }
+        let has_clock = self.setup().is_some_and(|setup| setup.clock.is_some());
+        if !outcome.failures.is_empty() && !has_clock && world.time().was_read() {
+            outcome.notes.push(format!(
+                "a component asked for the time, which was {} at first; `clock = …` sets another",
+                world::DEFAULT_CLOCK
+            ));
+        }
+        if outcome.failures.is_empty() {
+            outcome.notes.extend(world.stale());
+        } else {
+            outcome.notes.extend(world.unavailable());
+        }
+    }
+
+    /// Runs a test that a file describes.
+    async fn exchanges(&self, bench: &Arc<Bench>, test: &Test) -> Vec<Failure> {
+        bench.fill(|settings| {
+            for (label, keys) in &test.key_values {
+                for (key, value) in keys {
+                    settings.key_values.push((label.clone(), key.clone(), value.clone().into_bytes()));
                 }
             }
-        }
-        for (label, keys) in &test.key_values {
-            for (key, value) in keys {
-                settings.key_values.push((label.clone(), key.clone(), value.clone().into_bytes()));
+            for (label, statements) in &test.sql {
+                for statement in statements {
+                    settings.sql_statements.push((label.clone(), statement.clone()));
+                }
             }
-        }
-        for (label, statements) in &test.sql {
-            for statement in statements {
-                settings.sql_statements.push((label.clone(), statement.clone()));
-            }
-        }
-        let loaded = match self.runtime.load(self.app, &settings, &state, &Arc::default()).await {
-            Ok(loaded) => loaded,
-            Err(errors) => {
-                let failure = |error: &wisp_node::Error| Failure {
-                    line: test.line,
-                    message: format!("the app cannot be loaded: {error} ({})", error.code()),
-                    hint: match error {
-                        wisp_node::Error::Capability(wisp_capability::Error::VariablesMissing { .. }) => {
-                            Some("give it a value in the test: `variables = { NAME = \"…\" }`".into())
-                        }
-                        error => error.hint(),
-                    },
-                };
-                return errors.0.iter().map(failure).collect();
-            }
+        });
+        let app = match bench.http().await {
+            Ok(app) => app,
+            Err(failures) => return failures,
         };
         let mut failures = Vec::new();
         for step in &test.steps {
             if let Some(wait) = step.wait {
-                world.clock().advance(wait);
+                bench.world().time().advance(wait);
             }
-            failures.extend(self.step(step, &loaded.http).await);
+            failures.extend(self.step(step, &app, bench).await);
         }
-        failures.extend(world.failures(test));
-        failures.extend(check::state(test, &state).await);
+        failures.extend(bench.world().failures(self.line, false));
+        if let Some((line, calls)) = &test.then.outbound {
+            failures.extend(bench.world().calls_in_order(*line, calls));
+        }
+        failures.extend(check::state(test, bench.state()).await);
+        failures.extend(bench.check_output(test));
         failures
     }
 
-    async fn step(&self, step: &Step, app: &wisp_trigger::http::HttpApp) -> Vec<Failure> {
+    async fn step(&self, step: &Step, app: &HttpApp, bench: &Bench) -> Vec<Failure> {
         let request = &step.request;
         let mut built = http::Request::new(request.body.clone());
         *built.method_mut() = request.method.clone();
@@ -333,7 +603,7 @@ impl Bench<'_> {
             request.uri.path_and_query().map_or("/", |path| path.as_str())
         );
         match app.ask(built).await {
-            Ok(response) => check::response(&name, step, &response, self.app),
+            Ok(response) => check::response(&name, step, &response, bench.manifest()),
             Err(cut_off) => vec![Failure {
                 line: request.line,
                 message: format!("the answer to {name} began, but then {cut_off}"),
@@ -344,21 +614,34 @@ impl Bench<'_> {
         }
     }
 
-    /// What components wrote during a test.
-    fn output_of(&self, log_name: &str) -> String {
-        self.runtime.flush_logs();
-        let mut text = String::new();
-        let mut paths: Vec<_> = fs::read_dir(self.logs.join(log_name))
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
-        paths.sort();
-        for path in paths {
-            text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
-        }
-        let start = text.len().saturating_sub(MAX_SHOWN_BYTES);
-        let start = (start..text.len()).find(|start| text.is_char_boundary(*start)).unwrap_or(text.len());
-        text.split_off(start)
+    /// Runs a test of a component.
+    async fn component(&self, bench: &Arc<Bench>, component: &TestComponent) -> Vec<Failure> {
+        let mut failures = match bench.run_component(component, &self.name).await {
+            Ok(Ok(())) => Vec::new(),
+            Ok(Err(message)) => {
+                let message =
+                    if message.trim().is_empty() { "it failed, without words".into() } else { message };
+                vec![self.failure(message)]
+            }
+            Err(trap) => {
+                let message = format!("the test broke off: {}", shown_trap(&trap.message, &trap.backtrace));
+                vec![self.failure(message)]
+            }
+        };
+        failures.extend(bench.world().failures(self.line, true));
+        failures
     }
+}
+
+/// A trap and where it happened: the message, and a line for each frame.
+fn shown_trap(message: &str, backtrace: &[String]) -> String {
+    let mut text = message.to_owned();
+    for line in backtrace.iter().take(MAX_BACKTRACE_LINES_COUNT) {
+        text.push_str("\n  ");
+        text.push_str(line);
+    }
+    if backtrace.len() > MAX_BACKTRACE_LINES_COUNT {
+        text.push_str("\n  …");
+    }
+    text
 }

@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::Outcome;
+use super::Results;
 
 /// Results as JSON.
-pub fn to_json(outcomes: &[Outcome]) -> Value {
-    let tests: Vec<_> = outcomes
+pub fn to_json(results: &Results) -> Value {
+    let tests: Vec<_> = results
+        .outcomes
         .iter()
         .map(|outcome| {
             let failures: Vec<_> = outcome
@@ -23,24 +24,34 @@ pub fn to_json(outcomes: &[Outcome]) -> Value {
                 "passed": outcome.failures.is_empty(),
                 "duration_ms": outcome.duration.as_secs_f64() * 1e3,
                 "failures": failures,
-                "note": outcome.note,
+                "notes": outcome.notes,
                 "output": outcome.output,
+                "test_output": outcome.test_output,
             })
         })
         .collect();
-    let failed_count = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
-    json!({ "passed_count": outcomes.len() - failed_count, "failed_count": failed_count, "tests": tests })
+    let not_run: Vec<_> =
+        results.not_run.iter().map(|(file, name)| json!({ "file": file, "name": name })).collect();
+    json!({
+        "passed_count": results.passed_count(),
+        "failed_count": results.failed_count(),
+        "tests": tests,
+        "not_run": not_run,
+        "recordings": results.recordings,
+    })
 }
 
 /// Results as JUnit's XML, which most CI systems show.
-pub fn to_junit(app: &str, outcomes: &[Outcome]) -> String {
-    let failed_count = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
+pub fn to_junit(app: &str, results: &Results) -> String {
+    let Results { outcomes, not_run, .. } = results;
+    let failed_count = results.failed_count();
     let seconds: f64 = outcomes.iter().map(|outcome| outcome.duration.as_secs_f64()).sum();
     let mut xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
-         <testsuites>\n<testsuite name=\"{}\" tests=\"{}\" failures=\"{failed_count}\" time=\"{seconds:.3}\">\n",
+         <testsuites>\n<testsuite name=\"{}\" tests=\"{}\" failures=\"{failed_count}\" skipped=\"{}\" time=\"{seconds:.3}\">\n",
         escaped(app),
-        outcomes.len()
+        outcomes.len() + not_run.len(),
+        not_run.len()
     );
     for outcome in outcomes {
         let file = escaped(&outcome.file.display().to_string());
@@ -60,10 +71,16 @@ pub fn to_junit(app: &str, outcomes: &[Outcome]) -> String {
                 escaped(&failure.message)
             ));
         }
-        if !outcome.output.is_empty() {
-            xml.push_str(&format!("<system-err>{}</system-err>\n", escaped(&outcome.output)));
+        for (tag, text) in [("system-out", &outcome.test_output), ("system-err", &outcome.output)] {
+            if !text.is_empty() {
+                xml.push_str(&format!("<{tag}>{}</{tag}>\n", escaped(text)));
+            }
         }
         xml.push_str("</testcase>\n");
+    }
+    for (file, name) in not_run {
+        let (file, name) = (escaped(&file.display().to_string()), escaped(name));
+        xml.push_str(&format!("<testcase classname=\"{file}\" name=\"{name}\"><skipped/></testcase>\n"));
     }
     xml.push_str("</testsuite>\n</testsuites>\n");
     xml
@@ -91,7 +108,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::test::Failure;
+    use crate::test::{Failure, Outcome};
 
     #[test]
     fn junit_escapes_what_people_write() {
@@ -101,18 +118,23 @@ mod tests {
             name: "a < b".into(),
             duration: Duration::from_millis(1_500),
             failures: vec![Failure { line: 4, message: "\"x\" & \u{1b}[0m\nmore".into(), hint: None }],
-            note: None,
+            notes: Vec::new(),
             output: "trap".into(),
+            test_output: String::new(),
+            recorded: Vec::new(),
         };
-        insta::assert_snapshot!(to_junit("shop", &[outcome]), @r#"
+        let not_run = vec![("b.toml".into(), "later".into())];
+        let results = Results { outcomes: vec![outcome], not_run, recordings: Vec::new() };
+        insta::assert_snapshot!(to_junit("shop", &results), @r#"
         <?xml version="1.0" encoding="UTF-8"?>
         <testsuites>
-        <testsuite name="shop" tests="1" failures="1" time="1.500">
+        <testsuite name="shop" tests="2" failures="1" skipped="1" time="1.500">
         <testcase classname="a.toml" name="a &lt; b" time="1.500">
         <failure message="&quot;x&quot; &amp; �[0m">a.toml:4: &quot;x&quot; &amp; �[0m
         more</failure>
         <system-err>trap</system-err>
         </testcase>
+        <testcase classname="b.toml" name="later"><skipped/></testcase>
         </testsuite>
         </testsuites>
         "#);

@@ -196,6 +196,12 @@ impl HttpApp {
         self.components.iter().filter_map(|(_, component)| component.sweep()).min()
     }
 
+    /// Where requests go that stay within the app: for a test, which is as if it were one of
+    /// its components. It does not keep the app alive.
+    pub fn local(&self) -> Option<Arc<dyn LocalDispatch>> {
+        self.local.get().cloned()
+    }
+
     /// Sends the app a request without a client, and waits for the end of its
     /// response: whether it works at all. Counts as a request like any other.
     pub async fn probe(&self, host: &str, path: &str) -> StatusCode {

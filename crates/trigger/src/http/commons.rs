@@ -27,6 +27,9 @@ pub struct CommonsSettings {
     /// Keep accounts, enforce limits on CPU time, share the CPU fairly. Only a
     /// measurement of what that costs has a reason to switch it off.
     pub accounting: bool,
+    /// Move guests that need more than a moment to threads of their own. Only tests have a
+    /// reason to switch it off: all of a test happens on one thread.
+    pub compute_lane: bool,
     /// Tell clients in a `Server-Timing` header what their request took.
     pub server_timing: bool,
     /// Linear memory of all instances, beyond the first 16 MiB of each; each app
@@ -39,6 +42,7 @@ impl Default for CommonsSettings {
         Self {
             admission: AdmissionLimits::default(),
             accounting: true,
+            compute_lane: true,
             server_timing: false,
             max_memory_bytes: u64::MAX,
         }
@@ -50,7 +54,7 @@ pub struct Commons {
     pub(super) settings: CommonsSettings,
     pub(super) admission: Arc<Admission>,
     pub(super) shares: Shares,
-    /// `None` without accounting.
+    /// `None` without accounting, and where guests stay where they are.
     pub(super) compute: Option<ComputeThreads>,
     memory_bytes: AtomicU64,
     accounts: Mutex<HashMap<Arc<str>, Arc<Account>>>,
@@ -63,7 +67,7 @@ impl Commons {
     /// [`Error::Start`] if the operating system refuses a thread.
     pub fn start(engine: &Engine, settings: CommonsSettings) -> Result<Arc<Self>, Error> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let compute = match settings.accounting {
+        let compute = match settings.accounting && settings.compute_lane {
             true => Some(
                 ComputeThreads::start(cores, engine.pulse().clone())
                     .map_err(|cause| Error::Start { cause })?,

@@ -69,9 +69,9 @@ impl Guest {
     /// A guest that begins with its first poll.
     pub(super) fn new(reply: &Reply, guest: GuestFuture) -> Self {
         let component = reply.component();
-        let Some(compute) = &component.commons.compute else {
+        if !component.commons.settings.accounting {
             return Self { place: Place::Here(guest), bill: None };
-        };
+        }
         let mut bill = Bill {
             reply: reply.clone(),
             start: None,
@@ -82,11 +82,12 @@ impl Guest {
             status: 0,
             outcome: None,
         };
-        let place = if starts_away(component) {
-            bill.start = Some(Instant::now());
-            Place::Away(Task::start(compute.lane(), reply, guest))
-        } else {
-            Place::Here(guest)
+        let place = match &component.commons.compute {
+            Some(compute) if starts_away(component) => {
+                bill.start = Some(Instant::now());
+                Place::Away(Task::start(compute.lane(), reply, guest))
+            }
+            _ => Place::Here(guest),
         };
         Self { place, bill: Some(bill) }
     }
