@@ -45,6 +45,8 @@ pub struct Watcher {
     sources: Vec<PathBuf>,
     /// What components see, below these.
     mounts: Vec<PathBuf>,
+    /// What else is worth a word, below these.
+    others: Vec<PathBuf>,
 }
 
 /// What an edit is about.
@@ -84,6 +86,7 @@ impl Watcher {
             patterns: Vec::new(),
             sources: Vec::new(),
             mounts: Vec::new(),
+            others: Vec::new(),
         };
         watcher.follow(app, manifest, jobs)?;
         Ok(watcher)
@@ -135,6 +138,17 @@ impl Watcher {
         Ok(())
     }
 
+    /// Tells of what is below another folder too, as of files that components see.
+    ///
+    /// # Errors
+    /// [`Error::Watch`].
+    pub fn also(&mut self, folder: &Path) -> Result<(), Error> {
+        let folder = normal(&absolute(folder));
+        self.watch_below(&folder)?;
+        self.others.push(folder);
+        Ok(())
+    }
+
     /// Waits for the next edit. `None` when nothing can be watched any more.
     pub fn next(&mut self, debounce: Duration) -> Option<Change> {
         let mut change: Option<Change> = None;
@@ -172,7 +186,8 @@ impl Watcher {
                 .map(|(number, _)| *number)
                 .collect();
             let is_of_sources = self.sources.contains(path);
-            let is_of_files = !is_of_sources && self.mounts.iter().any(|mount| path.starts_with(mount));
+            let is_of_files = !is_of_sources
+                && self.mounts.iter().chain(&self.others).any(|folder| path.starts_with(folder));
             if !is_manifest && jobs.is_empty() && !is_of_sources && !is_of_files {
                 continue;
             }

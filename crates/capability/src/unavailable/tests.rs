@@ -129,6 +129,38 @@ fn long_addresses_are_denied_without_a_closer_look() {
 }
 
 #[test]
+fn a_script_hears_what_was_asked_for_but_no_password() {
+    #[derive(Default)]
+    struct Heard(std::sync::Mutex<Vec<String>>);
+
+    impl crate::outbound_http::Script for Heard {
+        fn answer(&self, _: &str, _: &http::Request<bytes::Bytes>) -> crate::outbound_http::Scripted {
+            crate::outbound_http::Scripted::PassOn
+        }
+
+        fn passed_on(
+            &self,
+            _: &str,
+            _: &http::Request<bytes::Bytes>,
+            _: Option<&http::Response<bytes::Bytes>>,
+        ) {
+        }
+
+        fn refused(&self, _: &str, _: &http::Method, _: &http::Uri) {}
+
+        fn unavailable(&self, component: &str, family: &str, place: &str) {
+            self.0.lock().unwrap().push(format!("{component} {family} {place}"));
+        }
+    }
+
+    let heard = Arc::new(Heard::default());
+    let mut grants = grants_to_reach(&["redis://cache.example"]);
+    grants.world.http = Some(heard.clone());
+    refuse(Family::Redis, &grants, "redis://user:hunter2@cache.example:6379");
+    assert_eq!(*heard.0.lock().unwrap(), ["hello redis cache.example:6379"]);
+}
+
+#[test]
 fn permission_comes_first() {
     let grants = Grants {
         ai_models: ["llama2-chat".to_owned()].into(),

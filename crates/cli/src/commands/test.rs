@@ -5,10 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use wisp_develop::{
     Error as DevelopError,
-    build::Settings as BuildSettings,
+    build::{Settings as BuildSettings, jobs},
     test::{self, DEFAULT_LIMIT, Outcome, Results, Settings},
+    watch::{DEFAULT_DEBOUNCE, Watcher},
 };
-use wisp_manifest::App;
+use wisp_manifest::{App, MANIFEST_FILE_NAME};
 
 use super::{
     build::{build_app, build_tests},
@@ -53,6 +54,10 @@ pub(crate) struct Test {
     #[arg(long)]
     record: bool,
 
+    /// Build and test at first and after each edit, until it is ended.
+    #[arg(long, conflicts_with_all = ["list", "record", "format", "junit"])]
+    watch: bool,
+
     /// Print the interface of components with tests, as WIT, and do nothing else.
     #[arg(long)]
     wit: bool,
@@ -85,10 +90,38 @@ impl Test {
             return Ok(());
         }
         let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
-        if self.build {
+        if self.watch { self.run_at_edits(app) } else { self.run_once(&app) }
+    }
+
+    /// Builds and tests, and again after each edit.
+    fn run_at_edits(&self, mut app: App) -> Result<(), Error> {
+        let manifest =
+            if self.from.is_dir() { self.from.join(MANIFEST_FILE_NAME) } else { self.from.clone() };
+        let mut watcher = Watcher::new(&app, &manifest, &jobs(&app, &[])?)?;
+        watcher.also(&test::tests_dir(&app))?;
+        let mut result = self.run_once(&app);
+        loop {
+            if let Err(error) = result {
+                output::print_error(&error);
+            }
+            output::note("waiting for an edit");
+            let Some(change) = watcher.next(DEFAULT_DEBOUNCE) else { return Ok(()) };
+            result = match change.is_manifest {
+                false => self.run_once(&app),
+                true => unwrap_checked(App::read(&self.from, self.profile.as_deref())).and_then(|read| {
+                    watcher.follow(&read, &manifest, &jobs(&read, &[])?)?;
+                    app = read;
+                    self.run_once(&app)
+                }),
+            };
+        }
+    }
+
+    fn run_once(&self, app: &App) -> Result<(), Error> {
+        if self.build || self.watch {
             let has_color = output::has_color();
-            build_app(&app, &BuildSettings { has_color, ..BuildSettings::default() })?;
-            build_tests(&app)?;
+            build_app(app, &BuildSettings { has_color, ..BuildSettings::default() })?;
+            build_tests(app)?;
         }
         let settings = Settings {
             filter: self.filter.clone(),
@@ -102,10 +135,10 @@ impl Test {
             image_dir: Some(image_dir(self.cache_dir.as_deref())),
         };
         if self.list {
-            return self.print_list(&test::list(&app, &settings)?);
+            return self.print_list(&test::list(app, &settings)?);
         }
         let started = std::time::Instant::now();
-        let results = test::run(&app, &settings, &|_| {})?;
+        let results = test::run(app, &settings, &|_| {})?;
         match self.format {
             Format::Json => output::data(&format!("{}\n", test::to_json(&results))),
             Format::Plain => print_results(&results, started.elapsed(), self.record),

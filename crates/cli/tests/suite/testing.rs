@@ -1,11 +1,39 @@
 //! `wisp test`: tests of apps, in files and in components, and that they can fail.
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
 
 use crate::{
     develop::{COPIED, Desk, clock_program, times_hidden},
-    harness::{Upstream, guests_dir, have},
+    harness::{Output, Upstream, guests_dir, have},
 };
+
+/// `wisp test --watch`, which ends with this.
+struct Watching {
+    child: Child,
+    stdout: Output,
+    stderr: Output,
+}
+
+impl Watching {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = Output::of(child.stdout.take().unwrap());
+        let stderr = Output::of(child.stderr.take().unwrap());
+        Self { child, stdout, stderr }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // It may have ended by itself, which its output tells.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
 
 /// A manifest of the guest `rust-sdk7`, with what its tests need.
 fn probe_manifest(more: &str) -> String {
@@ -445,6 +473,26 @@ fn the_first_failure_can_be_the_last() {
     let listed = desk.done("app", &["test", "--list", "--format", "json"]).stdout;
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!((&listed[2]["name"], &listed[2]["line"]), (&"three".into(), &11.into()));
+}
+
+#[test]
+fn tests_run_again_after_each_edit() {
+    let desk = Desk::new();
+    desk.write("app/spin.toml", COPIED);
+    desk.write("app/source.wasm", clock_program("hello", "hello"));
+    let test =
+        "[[test]]\nname = \"it greets\"\nrequest = \"GET /\"\nexpect.body = { contains = \"hello\" }\n";
+    desk.write("app/tests/a.toml", test);
+    let running = Watching::start(desk.command("app", &["test", "--watch"]));
+    running.stderr.wait_for_text("1 passed, 0 failed");
+    running.stderr.wait_for_text("waiting for an edit");
+    desk.write("app/source.wasm", clock_program("good day", "good day"));
+    running.stderr.wait_for_text("0 passed, 1 failed");
+    desk.write(
+        "app/tests/a.toml",
+        test.replace("hello\"", "good day\"").replace("greets", "wishes a good day"),
+    );
+    running.stdout.wait_for_text("ok    a.toml: it wishes a good day");
 }
 
 #[test]

@@ -381,7 +381,8 @@ fn cases(app: &App, common: &Arc<Common>, files: Files) -> Vec<Case> {
     cases
 }
 
-fn tests_dir(app: &App) -> PathBuf {
+/// The folder of an app's tests, which may not be there.
+pub fn tests_dir(app: &App) -> PathBuf {
     // As people write it.
     let folder = app.directory.strip_prefix(".").unwrap_or(&app.directory);
     folder.join(TESTS_DIR_NAME)
