@@ -13,6 +13,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(crate) const TEST_SERVERS: &[(&str, &str)] = &[
     // Let's Encrypt's authority for tests, with its name server.
     ("pebble", "pebble"),
+    // Moves the clock of a process.
+    ("faketime", "faketime"),
     // The registry that Docker ships.
     ("docker-registry", "docker-registry"),
     // No server, but a client that is not ours.

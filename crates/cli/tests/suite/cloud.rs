@@ -1,13 +1,11 @@
 //! The cloud in one process: `wisp server` and `wisp deploy`.
 
 use std::{
-    collections::HashMap,
     fs,
-    net::{SocketAddr, TcpListener, UdpSocket},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    net::{SocketAddr, TcpListener},
+    process::{Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -17,8 +15,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Cloud, Connection, Output, Person, RunningCloud, Upstream, WAIT_LIMIT, finish, have, json_of,
-    manifest_of, query, try_request, wisp,
+    Authority, Cloud, Connection, Https, MovedClock, NameServer, Output, Person, RunningCloud, Upstream,
+    WAIT_LIMIT, finish, have, json_of, manifest_of, query, try_request, wisp,
 };
 
 /// A guest that is small and has key-value stores and databases.
@@ -37,37 +35,63 @@ struct Load {
 impl Load {
     /// Asks for each of these hosts on a connection that stays, and on new ones.
     fn start(running: &RunningCloud, hosts: &[String]) -> Self {
+        let clients = hosts.iter().flat_map(|host| [(host.clone(), true), (host.clone(), false)]);
+        Self::of(clients.map(|(host, stays)| {
+            let address = running.address;
+            let mut connection = None;
+            move || {
+                let mut open = match connection.take() {
+                    Some(open) => open,
+                    None => Connection::try_open(address).map_err(|error| format!("{host}: {error}"))?,
+                };
+                match open.try_request("GET", "/", &[("host", &host)], b"") {
+                    Ok(response) if response.status == 200 => {
+                        let stays = stays && response.header("connection") != Some("close");
+                        connection = stays.then_some(open);
+                        Ok(())
+                    }
+                    Ok(response) => Err(format!("{host}: {} {}", response.status, response.text())),
+                    Err(error) => Err(format!("{host}: {error}")),
+                }
+            }
+        }))
+    }
+
+    /// The same over TLS.
+    fn start_tls(address: SocketAddr, hosts: &[String], trusted: &Arc<rustls::ClientConfig>) -> Self {
+        let clients = hosts.iter().flat_map(|host| [(host.clone(), true), (host.clone(), false)]);
+        Self::of(clients.map(|(host, stays)| {
+            let trusted = trusted.clone();
+            let mut connection = None;
+            move || {
+                let failed = |error: std::io::Error| format!("{host}: {error}");
+                let mut open = match connection.take() {
+                    Some(open) => open,
+                    None => Https::open(address, &host, &trusted).map_err(failed)?,
+                };
+                match open.get().map_err(failed)? {
+                    (200, _, may_stay) => {
+                        connection = (stays && may_stay).then_some(open);
+                        Ok(())
+                    }
+                    (status, body, _) => Err(format!("{host}: {status} {body}")),
+                }
+            }
+        }))
+    }
+
+    /// Clients that each ask again and again, whatever came of it the last time.
+    fn of<C: FnMut() -> Result<(), String> + Send + 'static>(clients: impl Iterator<Item = C>) -> Self {
         let (is_over, answered_count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let threads = hosts
-            .iter()
-            .flat_map(|host| [(host.clone(), true), (host.clone(), false)])
-            .map(|(host, stays)| {
+        let threads = clients
+            .map(|mut ask| {
                 let (is_over, answered_count) = (is_over.clone(), answered_count.clone());
-                let address = running.address;
                 thread::spawn(move || {
                     let mut failed = Vec::new();
-                    let mut connection = None;
                     while !is_over.load(Ordering::Relaxed) {
-                        let mut open = match connection.take() {
-                            Some(open) => open,
-                            None => match Connection::try_open(address) {
-                                Ok(open) => open,
-                                Err(error) => {
-                                    failed.push(format!("{host}: {error}"));
-                                    continue;
-                                }
-                            },
-                        };
-                        match open.try_request("GET", "/", &[("host", &host)], b"") {
-                            Ok(response) if response.status == 200 => {
-                                answered_count.fetch_add(1, Ordering::Relaxed);
-                                let stays = stays && response.header("connection") != Some("close");
-                                connection = stays.then_some(open);
-                            }
-                            Ok(response) => {
-                                failed.push(format!("{host}: {} {}", response.status, response.text()));
-                            }
-                            Err(error) => failed.push(format!("{host}: {error}")),
+                        match ask() {
+                            Ok(()) => drop(answered_count.fetch_add(1, Ordering::Relaxed)),
+                            Err(error) => failed.push(error),
                         }
                     }
                     failed
@@ -94,68 +118,6 @@ impl Load {
             self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert!(failed.is_empty(), "{} requests failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
         self.answered_count.load(Ordering::Relaxed)
-    }
-}
-
-/// Answers questions about texts that it was told of, and says of all else that it is not.
-struct NameServer {
-    address: SocketAddr,
-    texts: Arc<Mutex<HashMap<String, String>>>,
-}
-
-impl NameServer {
-    fn start() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let address = socket.local_addr().unwrap();
-        let texts = Arc::new(Mutex::new(HashMap::<String, String>::new()));
-        let known = texts.clone();
-        // Ends with the process.
-        thread::spawn(move || {
-            let mut bytes = [0; 1_024];
-            while let Ok((_, client)) = socket.recv_from(&mut bytes) {
-                let (mut name, mut position) = (Vec::new(), 12);
-                while bytes[position] != 0 {
-                    let end = position + 1 + usize::from(bytes[position]);
-                    name.push(String::from_utf8_lossy(&bytes[position + 1..end]).to_lowercase());
-                    position = end;
-                }
-                let kind = bytes[position + 2];
-                let mut answer = bytes[..position + 5].to_vec();
-                // It is an answer, and the question is all that follows.
-                answer[2] |= 0x80;
-                answer[8..12].fill(0);
-                let text = known.lock().unwrap().get(&name.join(".")).cloned();
-                match text.filter(|_| kind == 16) {
-                    Some(text) => {
-                        answer[7] = 1;
-                        let length = u8::try_from(text.len()).unwrap();
-                        answer.extend_from_slice(&[
-                            0xc0,
-                            12,
-                            0,
-                            16,
-                            0,
-                            1,
-                            0,
-                            0,
-                            0,
-                            60,
-                            0,
-                            length + 1,
-                            length,
-                        ]);
-                        answer.extend_from_slice(text.as_bytes());
-                    }
-                    None => answer[3] |= 3,
-                }
-                drop(socket.send_to(&answer, client));
-            }
-        });
-        Self { address, texts }
-    }
-
-    fn set(&self, name: &str, text: &str) {
-        self.texts.lock().unwrap().insert(name.to_lowercase(), text.to_owned());
     }
 }
 
@@ -486,84 +448,6 @@ fn every_app_has_a_certificate_of_the_local_authority() {
     running.stop();
 }
 
-/// A certificate authority, and names that all lead to this machine. Ends with the test.
-struct Authority {
-    children: Vec<Child>,
-    settings: String,
-    roots_url: String,
-    own_certificate: PathBuf,
-}
-
-impl Authority {
-    /// `None` if Debian's package is not installed.
-    fn start(folder: &Path, http_port: u16, https_port: u16) -> Option<Self> {
-        let is_there = |program: &str| {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-        };
-        if !is_there("pebble") || !is_there("pebble-challtestsrv") {
-            assert!(
-                std::env::var("CI").as_deref() != Ok("true"),
-                "Debian's package `pebble` is not installed"
-            );
-            eprintln!("SKIPPED: Debian's package `pebble` is not installed");
-            return None;
-        }
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (directory, management, names) = (free(), free(), free());
-        let dns = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let own = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-        let (certificate, key) = (folder.join("pebble.pem"), folder.join("pebble.key"));
-        fs::write(&certificate, own.cert.pem()).unwrap();
-        fs::write(&key, own.signing_key.serialize_pem()).unwrap();
-        let config = json!({ "pebble": {
-            "listenAddress": format!("127.0.0.1:{directory}"),
-            "managementListenAddress": format!("127.0.0.1:{management}"),
-            "certificate": certificate,
-            "privateKey": key,
-            "httpPort": http_port,
-            "tlsPort": https_port,
-            "ocspResponderURL": "",
-            "externalAccountBindingRequired": false,
-        }});
-        fs::write(folder.join("pebble.json"), config.to_string()).unwrap();
-        let start = |command: &mut Command, says: &str| {
-            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-            Output::of(child.stdout.take().unwrap()).wait_for_text(says);
-            child
-        };
-        let names = start(
-            Command::new("pebble-challtestsrv")
-                .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
-                .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
-                .args(["-dns01", &dns.to_string(), "-management", &format!("127.0.0.1:{names}")]),
-            "Starting management server",
-        );
-        let pebble = start(
-            Command::new("pebble")
-                .arg("-config")
-                .arg(folder.join("pebble.json"))
-                .args(["-dnsserver", &dns.to_string()])
-                .env("PEBBLE_VA_NOSLEEP", "1"),
-            "ACME directory available",
-        );
-        let settings = format!(
-            "[acme]\ndirectory_url = \"https://localhost:{directory}/dir\"\nroot_certificate = \"pebble.pem\"\n"
-        );
-        let roots_url = format!("https://localhost:{management}/roots/0");
-        Some(Self { children: vec![names, pebble], settings, roots_url, own_certificate: certificate })
-    }
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            drop(child.kill());
-            drop(child.wait());
-        }
-    }
-}
-
 #[test]
 fn an_authority_issues_certificates_for_apps_and_for_no_other_host() {
     let cloud = Cloud::new();
@@ -576,24 +460,14 @@ fn an_authority_issues_certificates_for_apps_and_for_no_other_host() {
     let running = cloud.start();
     let person = cloud.operator(&running, "shop");
     person.deploy(&cloud.static_app("site", "hello"), &[]);
-    let curl = |trusted: &Path, host: &str, url: &str| {
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--cacert"]).arg(trusted).arg(url);
-        command.args(["--resolve", &format!("{host}:{}:127.0.0.1", https.port())]);
-        command.output().unwrap()
-    };
-    // The authority says that it is there a moment before it listens.
     let root = cloud.path("root.pem");
-    let end = Instant::now() + WAIT_LIMIT;
-    loop {
-        let answer = curl(&authority.own_certificate, "localhost", &authority.roots_url);
-        if answer.status.success() {
-            fs::write(&root, answer.stdout).unwrap();
-            break;
-        }
-        assert!(Instant::now() < end, "{}", String::from_utf8_lossy(&answer.stderr));
-    }
-    let ask = |host: &str| curl(&root, host, &format!("https://{host}:{}/", https.port()));
+    fs::write(&root, authority.root()).unwrap();
+    let ask = |host: &str| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--cacert"]).arg(&root);
+        command.args(["--resolve", &format!("{host}:{}:127.0.0.1", https.port())]);
+        command.arg(format!("https://{host}:{}/", https.port())).output().unwrap()
+    };
     let answer = ask("site.shop.cloud.example");
     let stderr = String::from_utf8_lossy(&answer.stderr).into_owned();
     assert_eq!(String::from_utf8_lossy(&answer.stdout), "hello", "{stderr}\n{}", running.stderr.text());

@@ -37,5 +37,6 @@ mod request_shape;
 mod serve;
 mod sqlite;
 mod streaming;
+mod tenants;
 mod testing;
 mod variables;

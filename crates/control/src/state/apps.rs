@@ -242,13 +242,15 @@ impl State {
         .await
     }
 
-    /// Whether there is an app of this name.
+    /// Whether there is an app of this name that answers: that one is only thought of is nobody's
+    /// business.
     pub(crate) async fn has_app(&self, team: TeamName, app: AppName) -> Result<bool> {
         self.read(move |db| {
             let has = db
                 .prepare_cached(
                     "SELECT EXISTS (SELECT 1 FROM apps JOIN teams ON teams.id = team_id
-                     WHERE teams.name = ?1 AND apps.name = ?2 AND NOT is_going)",
+                     WHERE teams.name = ?1 AND apps.name = ?2 AND NOT is_going
+                     AND current_release IS NOT NULL)",
                 )?
                 .query_row([team.as_str(), app.as_str()], |row| row.get(0))?;
             Ok(has)

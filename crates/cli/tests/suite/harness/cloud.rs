@@ -65,12 +65,22 @@ impl Cloud {
     }
 
     pub(crate) fn start_on(&self, data: &Path, address: SocketAddr) -> Running {
+        self.start_as(data, address, &[])
+    }
+
+    /// Starts the server with variables in its environment.
+    pub(crate) fn start_in(&self, environment: &[(String, String)]) -> Running {
+        self.start_as(&self.path("data"), self.address, environment)
+    }
+
+    fn start_as(&self, data: &Path, address: SocketAddr, environment: &[(String, String)]) -> Running {
         let mut command = wisp();
         command
             .arg("server")
             .args(["--listen", &address.to_string()])
             .arg("--data-dir")
             .arg(data)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path())
             .env("HOME", self.folder.path())
             .stdin(Stdio::null())
@@ -221,6 +231,20 @@ impl Person {
         let mut command = self.wisp(&["deploy", "--yes", "--format", "json", "--from"]);
         command.arg(folder).args(more);
         finish(command)
+    }
+
+    /// Somebody new, who owns a team of their own and nothing else. This person operates the
+    /// server.
+    pub(crate) fn stranger(&self, user: &str, team: &str) -> Self {
+        let invited = json_of(&self.ask("POST", "/api/v1/users", Some(&json!({}))));
+        let (_, code) = invited["link"].as_str().unwrap().split_once("code=").unwrap();
+        let body = json!({ "code": code, "user": user });
+        let signed_in = request(self.address, None, "POST", "/api/v1/sign-in", Some(&body));
+        assert_eq!(signed_in.status, 201, "{}", signed_in.text());
+        let made = self.ask("POST", "/api/v1/teams", Some(&json!({ "name": team, "owner": user })));
+        assert_eq!(made.status, 201, "{}", made.text());
+        let token = json_of(&signed_in)["secret"].as_str().unwrap().to_owned();
+        Self { token, team: team.to_owned(), ..self.clone() }
     }
 
     /// The host of one of the team's apps.

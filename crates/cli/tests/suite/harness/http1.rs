@@ -118,9 +118,10 @@ impl Connection {
         }
         head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
         self.request = format!("{method} {target}");
-        let stream = self.stream.get_mut();
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(body)?;
+        // At once: a server that does not want the body may close where it has not come yet.
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(body);
+        self.stream.get_mut().write_all(&bytes)?;
         self.try_response()
     }
 

@@ -1,9 +1,12 @@
 //! Apps to test with: where their guests are, how they start and end, what they
 //! print.
 
+mod authority;
 mod cloud;
+mod dns;
 mod http1;
 mod http2;
+mod https;
 mod output;
 mod registries;
 mod served;
@@ -26,9 +29,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 pub(crate) use self::{
+    authority::{Authority, MovedClock},
     cloud::{Cloud, Person, Running as RunningCloud, json_of, try_request},
+    dns::NameServer,
     http1::{Connection, Response, query, seen_header},
     http2::{Client, body, channel, empty, runtime},
+    https::Https,
     output::Output,
     registries::{DockerRegistry, OwnRegistry, stalling_proxy},
     served::Served,
