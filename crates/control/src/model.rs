@@ -145,6 +145,9 @@ pub struct AppDetails {
     pub image: Option<Digest>,
     /// How it is.
     pub health: AppHealth,
+    /// The certificate of its own host, where the server speaks `https`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     /// Its links.
     pub links: Vec<Link>,
     /// Its domains.
@@ -384,8 +387,51 @@ pub struct Domain {
     pub is_verified: bool,
     /// What to put into DNS to show it.
     pub proof: DomainInstructions,
+    /// Its certificate, once it is verified, where the server speaks `https`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     /// When it was added.
     pub created_ms: u64,
+}
+
+/// How a host stands with its certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CertificateState {
+    /// There is one.
+    Valid,
+    /// One of the server's own authority, which browsers have to be told to trust.
+    Local,
+    /// One is being obtained.
+    Pending,
+    /// None could be obtained the last time.
+    Failing,
+    /// None is asked for yet: a bound on what the authority is asked was reached.
+    Paused,
+    /// None was asked for: that happens when somebody first connects.
+    Missing,
+}
+
+/// The certificate of a host, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CertificateStatus {
+    /// How it stands.
+    pub state: CertificateState,
+    /// Until when it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// When a new one is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renews_ms: Option<u64>,
+    /// Why the last attempt was in vain; also while the one before still holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+    /// When that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_ms: Option<u64>,
+    /// Before when nobody is asked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try_ms: Option<u64>,
 }
 
 /// What to put into DNS to show that a domain is one's own: either of both.

@@ -16,6 +16,7 @@ use wisp_manifest::{RuntimeConfig, allowed_hosts::BlockedNetworks, model::Limits
 
 use crate::{
     description::ImageDescription,
+    model::CertificateStatus,
     names::{
         AppId, AppName, ChangeNumber, ConfigurationId, Digest, Host, Label, ReleaseNumber, ResourceId,
         TeamId, TeamName,
@@ -131,6 +132,12 @@ pub trait Platform: Send + Sync + 'static {
     /// Whether DNS says that the domain belongs to the app: it leads (CNAME) to one of the
     /// names, or its TXT record holds the value.
     fn proves_domain<'a>(&'a self, proof: &'a DomainProof) -> BoxFuture<'a, PlatformResult<bool>>;
+
+    /// How a host stands with its certificate; nothing where there is no `https`.
+    fn certificate<'a>(
+        &'a self,
+        host: &'a Host,
+    ) -> BoxFuture<'a, PlatformResult<Option<CertificateStatus>>>;
 
     /// How the app is, for people: a word such as `serving`, and what is wrong if anything.
     fn health<'a>(&'a self, app: &'a AppKey) -> BoxFuture<'a, PlatformResult<AppHealth>>;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 /// The longest sleep of the [`SystemClock`] at a time: a machine that was suspended or
 /// whose clock was set is noticed this soon.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
+const MAX_SLEEP: Duration = Duration::from_secs(5);
 
 /// Tells the time and waits for it.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {

@@ -43,10 +43,10 @@ mod limits;
 mod table;
 
 pub use access_log::{AccessLog, FileLimits, Line, MAX_FILE_AGE, MAX_FILE_BYTES, MAX_OLD_FILES_COUNT};
-pub use acme::{AcmeSettings, Allowed, ChallengeKind};
+pub use acme::{AcmeSettings, Allowed, ChallengeKind, Failed, Standing};
 pub use certificates::{
     CertificateFiles, CertificateStore, Certificates, CertificatesBuilder, Choice, FolderStore,
-    LocalAuthority, StoredCertificate,
+    LocalAuthority, Source, StoredCertificate,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use domain::{Claim, DomainCheck, DomainToken, Ownership, Proof, Resolver, SystemResolver};

@@ -29,7 +29,7 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use wisp_ingress::{
     AcmeSettings, CertificateStore, Certificates, ChallengeKind, Choice, Door, Error, FolderStore, HostName,
-    ManualClock, StoredCertificate,
+    ManualClock, Source, Standing, StoredCertificate,
 };
 
 /// How long Pebble says its certificates hold.
@@ -278,6 +278,13 @@ impl Server {
         Ok(connection.peer_certificates().unwrap()[0].clone().into_owned())
     }
 
+    async fn standing(&self, host: &HostName) -> Standing {
+        match self.certificates.source(host).await.unwrap() {
+            Source::Authority(standing) => standing,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn saved(&self) -> Vec<HostName> {
         self.store.saved.lock().unwrap().clone()
     }
@@ -498,8 +505,16 @@ async fn after_a_failed_check_the_other_challenge_is_tried_after_a_pause() {
     assert_eq!(error.code(), "WISP-E1005");
     assert!(error.to_string().contains("connection refused"), "the authority's own words: {error}");
     assert_eq!(server.certificates.prepare(&shop).await.unwrap_err().code(), "WISP-E1008");
+    // Whoever asks is told why, and when it is tried again.
+    let standing = server.standing(&shop).await;
+    let failed = standing.failed.unwrap();
+    assert_eq!((failed.error.code(), standing.held), ("WISP-E1005", None));
+    let (next_try, _) = standing.paused.unwrap();
+    assert_eq!(next_try, failed.at + wisp_ingress::acme::FIRST_HOST_PAUSE);
     server.certificates.prepare(&host("other.example")).await.unwrap_err();
     server.clock.advance(wisp_ingress::acme::FIRST_HOST_PAUSE);
     server.certificates.prepare(&shop).await.unwrap();
+    let standing = server.standing(&shop).await;
+    assert!(standing.held.is_some() && standing.failed.is_none() && standing.paused.is_none());
     server.certificate("shop.example", &pebble.root().await).await.unwrap();
 }

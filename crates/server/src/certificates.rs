@@ -8,10 +8,14 @@ use std::{
 
 use futures::FutureExt as _;
 use tokio::runtime::Handle;
-use wisp_control::Control;
+use wisp_control::{
+    Control,
+    model::{CertificateState, CertificateStatus, ErrorBody},
+    names::Host,
+};
 use wisp_ingress::{
-    Allowed, CertificateStore, Certificates, Choice, Error as IngressError, HostName, LocalAuthority,
-    StoredCertificate,
+    Allowed, CertificateStore, Certificates, Choice, Error as IngressError, Failed, HostName, LocalAuthority,
+    Source, Standing, StoredCertificate,
 };
 use wisp_trigger::http::{SelectTls, TlsChoice};
 
@@ -88,6 +92,68 @@ impl SelectTls for Tls {
             Choice::Wait(config) => TlsChoice::Wait(config.map(Some).boxed()),
         }
     }
+}
+
+impl Tls {
+    /// How a host stands with its certificate.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub(crate) async fn status(&self, host: &Host) -> Result<Option<CertificateStatus>, Error> {
+        let source = self.0.source(&HostName::new(host.as_str())?).await?;
+        let plain = |state| CertificateStatus {
+            state,
+            expires_ms: None,
+            renews_ms: None,
+            error: None,
+            failed_ms: None,
+            next_try_ms: None,
+        };
+        Ok(match source {
+            Source::File => Some(plain(CertificateState::Valid)),
+            Source::Local => Some(plain(CertificateState::Local)),
+            Source::Nowhere => None,
+            Source::Authority(standing) => Some(status(host, standing)),
+        })
+    }
+}
+
+/// How a host stands with an authority, as the API says it.
+fn status(host: &Host, standing: Standing) -> CertificateStatus {
+    let Standing { held, is_pending, failed, paused } = standing;
+    let state = match (&held, is_pending, &failed, &paused) {
+        (Some(_), ..) => CertificateState::Valid,
+        (None, true, ..) => CertificateState::Pending,
+        (None, false, Some(_), _) => CertificateState::Failing,
+        (None, false, None, Some(_)) => CertificateState::Paused,
+        (None, false, None, None) => CertificateState::Missing,
+    };
+    let error = match (&failed, &paused) {
+        (Some(Failed { error, .. }), _) => Some(error_body(error)),
+        (None, Some((_, reason))) if held.is_none() => Some(ErrorBody {
+            code: "WISP-E1008".to_owned(),
+            message: format!("no certificate for `{host}` is asked for yet: {reason}"),
+            hint: None,
+        }),
+        _ => None,
+    };
+    CertificateStatus {
+        state,
+        expires_ms: held.map(|(_, expires_at)| unix_ms(expires_at)),
+        renews_ms: held.map(|(renew_at, _)| unix_ms(renew_at)),
+        failed_ms: failed.map(|failed| unix_ms(failed.at)),
+        next_try_ms: paused.filter(|_| error.is_some()).map(|(next_try, _)| unix_ms(next_try)),
+        error,
+    }
+}
+
+fn error_body(error: &IngressError) -> ErrorBody {
+    ErrorBody { code: error.code().to_owned(), message: error.to_string(), hint: error.hint() }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl StateStore {

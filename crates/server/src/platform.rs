@@ -30,7 +30,8 @@ use wisp_control::{
     AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, ImageDescription,
     LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository, Resource,
     ResourceKind, SqlAnswer, SqlStatement,
-    names::{AppId, Digest, ReleaseNumber},
+    model::CertificateStatus,
+    names::{AppId, Digest, Host, ReleaseNumber},
 };
 use wisp_engine::Engine;
 use wisp_ingress::{Rate, RateLimits, Resolver as _, SystemResolver};
@@ -40,7 +41,7 @@ use wisp_node::{
     Swapped,
 };
 
-use crate::{Compiler, DataDirectory, Error, LogStore, images::Images};
+use crate::{Compiler, DataDirectory, Error, LogStore, certificates::Tls, images::Images};
 
 /// The folder of an unpacked image that holds its migrations.
 const MIGRATIONS_FOLDER: &str = "migrations";
@@ -72,6 +73,7 @@ pub struct Machine {
     resolver: SystemResolver,
     rates: Arc<RateLimits>,
     rate: Rates,
+    certificates: OnceLock<Tls>,
     state: Mutex<State>,
 }
 
@@ -160,8 +162,15 @@ impl Machine {
             resolver,
             rates,
             rate,
+            certificates: OnceLock::new(),
             state: Mutex::default(),
         }
+    }
+
+    /// Says who knows of certificates, once that is known. Without it there are none.
+    pub(crate) fn tell_of(&self, certificates: Tls) {
+        // Once a process.
+        drop(self.certificates.set(certificates));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -732,6 +741,15 @@ impl Platform for Machine {
                 texts => texts.map_err(failed)?,
             };
             Ok(texts.iter().any(|text| text.trim() == proof.txt_value))
+        }
+        .boxed()
+    }
+
+    fn certificate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, PlatformResult<Option<CertificateStatus>>> {
+        async move {
+            // Not before the server answers.
+            let Some(certificates) = self.certificates.get() else { return Ok(None) };
+            certificates.status(host).await.map_err(platform_error)
         }
         .boxed()
     }

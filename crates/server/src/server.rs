@@ -236,6 +236,7 @@ impl Server {
         if let Some(tls) = tls {
             addresses.push(("https".into(), tls.address()));
             listeners.push(tls.tls(Arc::new(Tls(certificates.clone()))));
+            machine.tell_of(Tls(certificates.clone()));
         }
         let redirect = tls_port.map(|https_port| Redirect { https_port, includes_localhost: false });
         let router = Router::new().merge(wisp_control::router(control.clone())).merge(registry.router());

@@ -4,6 +4,7 @@ use clap::Args;
 use reqwest::Method;
 use wisp_control::model::{AppDetails, AppSummary, Operation};
 
+use super::domains::{certificate, complaint};
 use crate::{
     client::{Client, FormatFlag, ServerFlags, block_on, confirm, moment, show, table},
     error::Error,
@@ -98,6 +99,12 @@ fn plain(details: &AppDetails) -> String {
     }
     let message = details.health.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
     text.push_str(&format!("  health     {}{message}\n", details.health.state));
+    if let Some(status) = &details.certificate {
+        text.push_str(&format!("  https      {}\n", certificate(status)));
+        if let Some(complaint) = complaint("its own host", status) {
+            text.push_str(&format!("             {complaint}"));
+        }
+    }
     for link in &details.links {
         text.push_str(&format!("  {:<10} {} is {}\n", link.kind, link.label, link.resource));
     }

@@ -3,10 +3,10 @@
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::json;
-use wisp_control::model::Domain;
+use wisp_control::model::{CertificateState, CertificateStatus, Domain};
 
 use crate::{
-    client::{Client, FormatFlag, ServerFlags, block_on, show, table},
+    client::{Client, FormatFlag, ServerFlags, block_on, moment, show, table},
     error::Error,
     output,
 };
@@ -23,7 +23,7 @@ pub(crate) struct Domains {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the domains of an app.
+    /// List the domains of an app, with their certificates and why one is missing.
     List {
         /// The app.
         app: String,
@@ -57,6 +57,32 @@ enum Command {
     },
 }
 
+/// How a certificate is, in a few words.
+pub(super) fn certificate(status: &CertificateStatus) -> String {
+    let until = |what: &str, at_ms: Option<u64>| {
+        at_ms.map(|at_ms| format!(", {what} {}", moment(at_ms))).unwrap_or_default()
+    };
+    match status.state {
+        CertificateState::Valid if status.error.is_some() => {
+            format!("valid, expires {}, not renewed yet", status.expires_ms.map(moment).unwrap_or_default())
+        }
+        CertificateState::Valid => format!("valid{}", until("renewed", status.renews_ms)),
+        CertificateState::Local => "local authority".to_owned(),
+        CertificateState::Pending => "being obtained".to_owned(),
+        CertificateState::Failing => format!("none{}", until("tried again", status.next_try_ms)),
+        CertificateState::Paused => format!("none{}", until("asked for", status.next_try_ms)),
+        CertificateState::Missing => "when first asked for".to_owned(),
+    }
+}
+
+/// Why there is no certificate, or no new one, and what to do about it.
+pub(super) fn complaint(host: &str, status: &CertificateStatus) -> Option<String> {
+    let error = status.error.as_ref()?;
+    let when = status.failed_ms.map(|at_ms| format!(", {}", moment(at_ms))).unwrap_or_default();
+    let hint = error.hint.as_ref().map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
+    Some(format!("{host} ({}{when}): {}\n{hint}", error.code, error.message))
+}
+
 impl Domains {
     /// Runs the command.
     pub(crate) fn run(&self) -> Result<(), Error> {
@@ -72,9 +98,13 @@ impl Domains {
                 show(format.format, &domains, |domains| {
                     let row = |domain: &Domain| {
                         let state = if domain.is_verified { "verified" } else { "not verified" };
-                        [domain.host.to_string(), state.to_owned()]
+                        let certificate = domain.certificate.as_ref().map(certificate).unwrap_or_default();
+                        [domain.host.to_string(), state.to_owned(), certificate]
                     };
-                    table(["domain", "state"], domains.iter().map(row).collect())
+                    let rows = table(["domain", "state", "certificate"], domains.iter().map(row).collect());
+                    let why = domains.iter().filter_map(|domain| Some((domain, domain.certificate.as_ref()?)));
+                    why.filter_map(|(domain, certificate)| complaint(domain.host.as_str(), certificate))
+                        .fold(rows, |text, complaint| text + "\n" + &complaint)
                 });
             }
             Command::Add { app, host, format } => {

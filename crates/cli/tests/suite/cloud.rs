@@ -483,6 +483,83 @@ fn an_authority_issues_certificates_for_apps_and_for_no_other_host() {
 }
 
 #[test]
+fn certificates_renewed_under_load_fail_no_request() {
+    let cloud = Cloud::new();
+    let https = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let Some(authority) = Authority::start(&cloud.path(""), cloud.address().port(), https.port()) else {
+        return;
+    };
+    let Some(clock) = MovedClock::new(&cloud.path("")) else { return };
+    let settings = format!("listen_tls = \"{https}\"\ndomain = \"cloud.example\"\n{}", authority.settings);
+    fs::write(cloud.path("wisp.toml"), settings).unwrap();
+    let running = cloud.start_in(&clock.environment());
+    let person = cloud.operator(&running, "shop");
+    let apps = ["one", "two"];
+    for app in apps {
+        person.deploy(&cloud.static_app(app, app), &[]);
+    }
+    let trusted = Https::trusting(&authority.root());
+    let hosts = apps.map(|app| format!("{app}.shop.cloud.example"));
+    let certificates =
+        || hosts.clone().map(|host| Https::open(https, &host, &trusted).unwrap().certificate());
+    let status = || person.of_team("GET", "apps/one", None)["certificate"].clone();
+    assert_eq!(status()["state"], "missing", "nobody has asked for it: {}", status());
+    let first = certificates();
+    let (shown, renews_ms) = (status(), status()["renews_ms"].as_u64().unwrap());
+    assert_eq!(shown["state"], "valid", "{shown}");
+    let load = Load::start_tls(https, &hosts, &trusted);
+    load.go_on(50);
+    clock.show(Authority::LIFE_DAYS * 2 / 3);
+    let end = Instant::now() + WAIT_LIMIT;
+    while certificates().iter().zip(&first).any(|(now, first)| now == first) {
+        assert!(Instant::now() < end, "it is not renewed: {}\n{}", status(), running.stderr.text());
+        load.go_on(10);
+    }
+    load.go_on(50);
+    let count = load.end();
+    assert!(count > 110, "{count}");
+    assert!(status()["renews_ms"].as_u64().unwrap() > renews_ms, "{}", status());
+    running.stop();
+}
+
+#[test]
+fn why_a_domain_has_no_certificate_is_told() {
+    let cloud = Cloud::new();
+    let https = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Nobody listens there.
+    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dns = NameServer::start();
+    let settings = format!(
+        "listen_tls = \"{https}\"\ndns = \"{}\"\n[acme]\ndirectory_url = \"https://{nowhere}/dir\"\n",
+        dns.address
+    );
+    fs::write(cloud.path("wisp.toml"), settings).unwrap();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    person.deploy(&cloud.static_app("site", "hello"), &[]);
+    let domain = person.of_team("POST", "apps/site/domains", Some(&json!({ "host": "www.shop.example" })));
+    let proof = &domain["proof"];
+    dns.set(proof["txt_name"].as_str().unwrap(), proof["txt_value"].as_str().unwrap());
+    let listed = || {
+        let finished = finish(person.wisp(&["domains", "list", "site"]));
+        assert!(finished.status.success(), "{}", finished.stderr);
+        finished.stdout
+    };
+    let line = |state: &str| format!("DOMAIN            STATE     CERTIFICATE\nwww.shop.example  {state}\n");
+    assert_eq!(listed(), "DOMAIN            STATE         CERTIFICATE\nwww.shop.example  not verified\n");
+    person.of_team("POST", "apps/site/domains/www.shop.example/verify", None);
+    assert_eq!(listed(), line("verified  when first asked for"));
+    let other = rcgen::generate_simple_self_signed(vec!["other.example".into()]).unwrap().cert.pem();
+    Https::open(https, "www.shop.example", &Https::trusting(&other)).err().unwrap();
+    let told = listed();
+    assert!(told.contains("verified  none, tried again in "), "{told}");
+    assert!(told.contains("\nwww.shop.example (WISP-E1006, ") && told.contains("\n  hint: "), "{told}");
+    let info = finish(person.wisp(&["info", "site"])).stdout;
+    assert!(info.contains("  https      local authority\n"), "{info}");
+    running.stop();
+}
+
+#[test]
 fn secrets_reach_the_app_and_no_file() {
     if !have(&[GUEST]) {
         return;

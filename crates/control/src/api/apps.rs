@@ -144,12 +144,17 @@ pub(super) async fn get_app(
         Some(_) => control.platform.health(&app.key).await?,
         None => AppHealth { state: "stopped".to_owned(), message: Some("nothing is deployed".to_owned()) },
     };
-    let domains = control.state.domains(app.key.id).await?;
+    let certificate = match app.current {
+        Some(_) => control.platform.certificate(&control.host_of(&app.key.team, &app.key.name)?).await?,
+        None => None,
+    };
+    let rows = control.state.domains(app.key.id).await?;
     Ok(Answer(AppDetails {
         image,
         health,
+        certificate,
         links: control.state.links(app.key.clone()).await?,
-        domains: domains.into_iter().map(|row| domain(&control, &app, row)).collect::<Result<_>>()?,
+        domains: domains(&control, &app, rows).await?,
         operation: control.state.running(app.key.id).await?,
         app: app_summary(&control, &app),
     }))
@@ -231,8 +236,7 @@ pub(super) async fn list_domains(
 ) -> Result<Answer<Page<Domain>>> {
     let app = team.app(&control, &path.app).await?;
     let rows = control.state.domains(app.key.id).await?;
-    let items = rows.into_iter().map(|row| domain(&control, &app, row)).collect::<Result<_>>()?;
-    Ok(Answer(Page { items, next: None }))
+    Ok(Answer(Page { items: domains(&control, &app, rows).await?, next: None }))
 }
 
 /// Add a domain; it leads to the app once it is verified
@@ -441,11 +445,24 @@ async fn change(
 async fn find_domain(control: &Control, app: &AppRow, host: &Host) -> Result<Domain> {
     let rows = control.state.domains(app.key.id).await?;
     let row = rows.into_iter().find(|row| row.host == *host);
-    domain(control, app, row.ok_or(Error::NotFound { noun: "domain" })?)
+    domain(control, app, row.ok_or(Error::NotFound { noun: "domain" })?).await
 }
 
-fn domain(control: &Control, app: &AppRow, row: DomainRow) -> Result<Domain> {
+async fn domains(control: &Control, app: &AppRow, rows: Vec<DomainRow>) -> Result<Vec<Domain>> {
+    let mut domains = Vec::with_capacity(rows.len());
+    for row in rows {
+        domains.push(domain(control, app, row).await?);
+    }
+    Ok(domains)
+}
+
+async fn domain(control: &Control, app: &AppRow, row: DomainRow) -> Result<Domain> {
+    let certificate = match row.is_verified {
+        true => control.platform.certificate(&row.host).await?,
+        false => None,
+    };
     Ok(Domain {
+        certificate,
         proof: DomainInstructions {
             cname: control.host_of(&app.key.team, &app.key.name)?,
             // A name that is too long with the label before it can still be shown by a CNAME.

@@ -13,7 +13,8 @@ use wisp_control::{
     AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, LogQuery,
     LogRecord, LogStream, Platform, PlatformError, PlatformResult, Repository, Resource, ResourceKind,
     SqlAnswer, SqlStatement,
-    names::{AppId, ChangeNumber, Digest, ReleaseNumber, ResourceId},
+    model::CertificateStatus,
+    names::{AppId, ChangeNumber, Digest, Host, ReleaseNumber, ResourceId},
 };
 
 #[derive(Default)]
@@ -295,6 +296,10 @@ impl Platform for Machine {
     fn proves_domain<'a>(&'a self, proof: &'a DomainProof) -> BoxFuture<'a, PlatformResult<bool>> {
         let is_proven = self.proven.lock().unwrap().contains(proof.host.as_str());
         async move { Ok(is_proven) }.boxed()
+    }
+
+    fn certificate<'a>(&'a self, _: &'a Host) -> BoxFuture<'a, PlatformResult<Option<CertificateStatus>>> {
+        async { Ok(None) }.boxed()
     }
 
     fn health<'a>(&'a self, app: &'a AppKey) -> BoxFuture<'a, PlatformResult<AppHealth>> {

@@ -59,6 +59,10 @@ use crate::{
     clock::{Clock, from_unix_s, unix_s},
 };
 
+/// Failures that are remembered, for whoever asks why a host has no certificate. More hosts
+/// than that do not fail at once without anybody noticing.
+const MAX_FAILURES_COUNT: usize = 10_000;
+
 /// Hosts for which somebody waits at once. Most wait for a moment, to be told that they
 /// are not ours.
 const MAX_FLIGHTS_COUNT: usize = 1_024;
@@ -136,6 +140,8 @@ pub(crate) struct Acme {
     /// The account in the store is worth nothing any more.
     is_account_lost: AtomicBool,
     flights: Mutex<HashMap<HostName, Flight>>,
+    /// Why the last attempt for a host failed; gone once one succeeded.
+    failures: Mutex<HashMap<HostName, Failed>>,
     pace: Mutex<Pace>,
     orders: Semaphore,
     stopping: CancellationToken,
@@ -144,6 +150,28 @@ pub(crate) struct Acme {
 /// Where those who wait for a host learn how it ended.
 type Flight = watch::Receiver<Option<Landing>>;
 type Landing = Result<Arc<CertifiedKey>, Error>;
+
+/// Why there is no certificate, or no new one, and when that was.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: Error,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// How a host stands with the authority.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// From when to when what is there is renewed and holds; `None` if nothing is there.
+    pub held: Option<(SystemTime, SystemTime)>,
+    /// Whether the authority is asked at this moment.
+    pub is_pending: bool,
+    /// Why it was in vain the last time.
+    pub failed: Option<Failed>,
+    /// Before when it is not asked, and why not.
+    pub paused: Option<(SystemTime, &'static str)>,
+}
 
 /// Why an order ended without a certificate.
 enum Failure {
@@ -181,6 +209,7 @@ impl Acme {
             account: tokio::sync::Mutex::default(),
             is_account_lost: AtomicBool::new(false),
             flights: Mutex::default(),
+            failures: Mutex::default(),
             pace: Mutex::default(),
             orders: Semaphore::new(MAX_ORDERS_AT_ONCE_COUNT),
             stopping: CancellationToken::new(),
@@ -200,6 +229,25 @@ impl Acme {
         let landing = flight.wait_for(Option::is_some).await.ok().and_then(|landing| landing.clone());
         // Without a word the flight was cancelled.
         landing.unwrap_or(Err(Error::Off { reason: "this process is ending" }))
+    }
+
+    /// How a host stands. Asks nobody but the store.
+    pub(crate) async fn standing(self: &Arc<Self>, host: &HostName) -> Result<Standing, Error> {
+        let (acme, of_host) = (self.clone(), host.clone());
+        let stored = self.blocking(move || acme.store.load(&of_host)).await?;
+        let now = self.clock.now();
+        let paused = match self.pace().check(host, stored.is_some(), now) {
+            Err(Error::Paused { wait, reason, .. }) => Some((now + wait, reason)),
+            _ => None,
+        };
+        Ok(Standing {
+            held: stored
+                .filter(|stored| now < stored.expires_at())
+                .map(|stored| (stored.renew_at(), stored.expires_at())),
+            is_pending: self.flights.lock().unwrap_or_else(PoisonError::into_inner).contains_key(host),
+            failed: self.failures().get(host).cloned(),
+            paused,
+        })
     }
 
     /// Nothing is kept of a host.
@@ -237,6 +285,7 @@ impl Acme {
                 }
                 Err(error) => tracing::warn!(code = error.code(), %host, "{error}"),
             }
+            acme.note(&host, landing.as_ref().err());
             acme.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
             sender.send_replace(Some(landing));
         });
@@ -473,6 +522,29 @@ impl Acme {
                 () = self.clock.sleep_until(now + RENEWAL_INTERVAL) => {}
             }
         }
+    }
+
+    /// Remembers how an attempt ended, if there was one.
+    fn note(&self, host: &HostName, error: Option<&Error>) {
+        let mut failures = self.failures();
+        match error {
+            None => drop(failures.remove(host)),
+            // Nobody was asked.
+            Some(Error::NotOurs { .. } | Error::Paused { .. } | Error::Off { .. } | Error::Crowded) => {}
+            Some(error) => {
+                if failures.len() >= MAX_FAILURES_COUNT && !failures.contains_key(host) {
+                    let oldest = failures.iter().min_by_key(|(_, failed)| failed.at);
+                    if let Some(oldest) = oldest.map(|(host, _)| host.clone()) {
+                        failures.remove(&oldest);
+                    }
+                }
+                failures.insert(host.clone(), Failed { error: error.clone(), at: self.clock.now() });
+            }
+        }
+    }
+
+    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<HostName, Failed>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {

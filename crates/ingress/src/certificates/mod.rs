@@ -38,7 +38,7 @@ pub use store::{CertificateStore, FolderStore, StoredCertificate};
 
 use crate::{
     Error, HostName,
-    acme::{Acme, AcmeSettings, Allowed, Challenges},
+    acme::{Acme, AcmeSettings, Allowed, Challenges, Standing},
     clock::{Clock, SystemClock},
     table::Table,
 };
@@ -72,6 +72,19 @@ pub enum Choice {
     Config(Arc<ServerConfig>),
     /// With the one that this leads to, which may take seconds.
     Wait(BoxFuture<'static, Arc<ServerConfig>>),
+}
+
+/// Where a host's certificate comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// From a file.
+    File,
+    /// From this machine's own authority, whenever it is asked for.
+    Local,
+    /// From an authority, with how the host stands there.
+    Authority(Standing),
+    /// From nowhere.
+    Nowhere,
 }
 
 /// Puts [`Certificates`] together.
@@ -175,6 +188,23 @@ impl Certificates {
         match &self.acme {
             Some(acme) => acme.obtain(host).await.map(drop),
             None => Err(Error::Off { reason: "no authority was set up" }),
+        }
+    }
+
+    /// Where a host's certificate comes from, and why there is none yet. Asks no authority.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn source(&self, host: &HostName) -> Result<Source, Error> {
+        if self.shelf.fixed().of(host).is_some() {
+            return Ok(Source::File);
+        }
+        if self.shelf.local.as_ref().is_some_and(|local| local.covers(host)) {
+            return Ok(Source::Local);
+        }
+        match &self.acme {
+            Some(acme) => acme.standing(host).await.map(Source::Authority),
+            None => Ok(Source::Nowhere),
         }
     }
 
