@@ -52,7 +52,7 @@ enum Command {
     /// Bring an app to serve on a server.
     Deploy(Box<commands::deploy::Deploy>),
     /// Run a cloud: push apps to it, reach each at its own host name.
-    Server(commands::server::ServerCommand),
+    Server(Box<commands::server::ServerCommand>),
     /// Write everything that a server keeps to one file, while it runs.
     Backup(commands::backup::Backup),
     /// Make a data directory of a backup.

@@ -81,6 +81,8 @@ pub struct Control {
     /// Whether no more operations may begin.
     pub(crate) is_stopping: watch::Sender<bool>,
     last_change: watch::Sender<ChangeNumber>,
+    /// Held by who collects garbage.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Wrong codes that somebody typed, and since when they are counted.
     attempts: Mutex<HashMap<UserId, (u64, u32)>>,
 }
@@ -112,6 +114,7 @@ impl Control {
             running: Mutex::default(),
             is_stopping: watch::Sender::new(false),
             last_change: watch::Sender::new(last),
+            collecting: tokio::sync::Mutex::default(),
             attempts: Mutex::default(),
         }))
     }
@@ -207,11 +210,6 @@ impl Control {
         let Some((app, team)) = own.split_once('.') else { return Ok(false) };
         let (Ok(app), Ok(team)) = (AppName::new(app), TeamName::new(team)) else { return Ok(false) };
         self.state.has_app(team, app).await
-    }
-
-    /// Every image that a release is made of: the registry keeps these.
-    pub async fn images_in_use(&self) -> Result<Vec<(Repository, Digest)>> {
-        self.state.images().await
     }
 
     /// What is kept under a name for whoever gets certificates.
@@ -360,8 +358,12 @@ impl Control {
 
     /// What a team may do.
     pub(crate) fn policy_of(&self, team: &TeamName) -> Arc<TeamPolicy> {
-        let policy = Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner));
-        Arc::clone(policy.of(team))
+        Arc::clone(self.policy().of(team))
+    }
+
+    /// What all teams may do.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where an app answers by itself.

@@ -182,7 +182,7 @@ impl Running {
                     tracing::warn!(id = %self.id, %app, step = step.name, %error, "an operation failed");
                     let failed = Some(duration_us);
                     state.set_step(self.id.clone(), position, Progress::Failed, failed, None).await?;
-                    state.fail(self.id.clone(), app.id, row.release, body).await?;
+                    state.fail(self.id.clone(), app.id, row.release, body, self.kept_count(app)).await?;
                     self.notify();
                     return Ok(());
                 }
@@ -191,7 +191,7 @@ impl Running {
         state.advance(self.id.clone(), finished, None).await?;
         match row.kind {
             OperationKind::Remove => state.erase_app(self.id.clone(), app.id).await?,
-            _ => state.finish(self.id.clone()).await?,
+            _ => state.finish(self.id.clone(), app.id, self.kept_count(app)).await?,
         }
         self.notify();
         Ok(())
@@ -326,6 +326,11 @@ impl Running {
             return Ok(Some("some files could not be removed".to_owned()));
         }
         Ok(None)
+    }
+
+    /// How many releases of the app are kept.
+    fn kept_count(&self, app: &AppKey) -> u64 {
+        self.control.policy_of(&app.team).quotas().kept_releases
     }
 
     fn notify(&self) {

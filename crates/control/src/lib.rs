@@ -44,6 +44,7 @@ mod credential;
 mod deploy;
 mod description;
 mod error;
+mod garbage;
 pub mod model;
 pub mod names;
 mod plan;
@@ -60,7 +61,7 @@ pub use description::{
 };
 pub use error::{Error, Result};
 pub use platform::{
-    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, LinkedResource,
+    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, Kept, LinkedResource,
     LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository,
     Resource, ResourceKind, Snapshot, SqlAnswer, SqlStatement, VariableValue,
 };

@@ -468,6 +468,62 @@ pub struct AuditEntry {
     pub detail: Option<String>,
 }
 
+/// What something is that nobody needs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GarbageKind {
+    /// A release beyond those that are kept of its app. It takes no room itself.
+    Release,
+    /// A repository of a team that is gone. Its content is counted as blobs.
+    Repository,
+    /// An image in the registry that no release is made of, and no tag names. Its content is
+    /// counted as blobs.
+    Manifest,
+    /// Content that no image names.
+    Blob,
+    /// An upload that nobody went on with.
+    Upload,
+    /// An unpacked image that no release is made of.
+    Unpacked,
+    /// Native code that no release is made of, or that another version of the engine made.
+    Compiled,
+}
+
+/// Something that nobody needs any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GarbageItem {
+    /// What it is.
+    pub kind: GarbageKind,
+    /// Which one.
+    pub name: String,
+    /// How much room it takes on the disk.
+    pub bytes: u64,
+}
+
+/// All garbage of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GarbageTotal {
+    /// Which kind.
+    pub kind: GarbageKind,
+    /// How many there are.
+    pub count: u64,
+    /// How much room they take.
+    pub bytes: u64,
+}
+
+/// What nobody needs any more, or needed before it was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GarbageReport {
+    /// Whether it is gone.
+    pub is_removed: bool,
+    /// How much room all of it takes, or took.
+    pub bytes: u64,
+    /// By kind.
+    pub totals: Vec<GarbageTotal>,
+    /// The first of each kind, at most 1,000 together.
+    pub items: Vec<GarbageItem>,
+}
+
 /// What the server is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Version {

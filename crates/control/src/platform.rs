@@ -7,7 +7,12 @@
 //! Every method is idempotent: after `kill -9` the control plane begins the step again of
 //! which it does not know whether it was finished.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
@@ -16,7 +21,7 @@ use wisp_manifest::{RuntimeConfig, allowed_hosts::BlockedNetworks, model::Limits
 
 use crate::{
     description::ImageDescription,
-    model::CertificateStatus,
+    model::{CertificateStatus, GarbageItem},
     names::{
         AppId, AppName, ChangeNumber, ConfigurationId, Digest, Host, Label, ReleaseNumber, ResourceId,
         TeamId, TeamName,
@@ -78,6 +83,19 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Forgets what was kept of an app that is gone: logs, unpacked releases.
     fn forget<'a>(&'a self, app: &'a AppKey) -> BoxFuture<'a, PlatformResult<()>>;
+
+    /// Forgets what was kept of a team that is gone, so that another one of its name has
+    /// nothing of it: images.
+    fn forget_team<'a>(&'a self, team: &'a TeamName) -> BoxFuture<'a, PlatformResult<()>>;
+
+    /// What nobody needs any more: images that are not kept, and all that was made of them.
+    /// Removes it, unless that is only asked for. What is being pushed or deployed meanwhile
+    /// stays.
+    fn collect_garbage<'a>(
+        &'a self,
+        kept: &'a Kept,
+        is_only_asked: bool,
+    ) -> BoxFuture<'a, PlatformResult<Vec<GarbageItem>>>;
 
     /// How many bytes a resource holds.
     fn usage<'a>(&'a self, resource: &'a Resource) -> BoxFuture<'a, PlatformResult<u64>>;
@@ -279,6 +297,15 @@ pub struct Grants {
     pub cpu_weight: Option<u32>,
     /// Where labels have another backend than the platform's own.
     pub backends: RuntimeConfig,
+}
+
+/// What is needed.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Images that releases are made of.
+    pub images: HashSet<(Repository, Digest)>,
+    /// All teams.
+    pub teams: HashSet<TeamName>,
 }
 
 /// One step in the stream that tells nodes what to run.

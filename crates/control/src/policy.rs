@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    num::NonZeroU64,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -95,6 +96,9 @@ pub struct Quotas {
     pub key_value_bytes: u64,
     /// The same of an SQLite database.
     pub sqlite_bytes: u64,
+    /// Releases of an app that are kept to go back to, besides the one that serves; and as many
+    /// of those that failed.
+    pub kept_releases: u64,
 }
 
 /// A list of the policy, and where it stands.
@@ -143,6 +147,7 @@ struct RawQuotas {
     domains: Option<u64>,
     key_value_bytes: Option<u64>,
     sqlite_bytes: Option<u64>,
+    kept_releases: Option<NonZeroU64>,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -182,7 +187,15 @@ impl Default for Policy {
 
 impl Default for Quotas {
     fn default() -> Self {
-        Self { apps: 1_000, resources: 2_000, domains: 100, key_value_bytes: 1 << 30, sqlite_bytes: 1 << 30 }
+        Self {
+            apps: 1_000,
+            resources: 2_000,
+            domains: 100,
+            key_value_bytes: 1 << 30,
+            sqlite_bytes: 1 << 30,
+            // More than anybody goes back, and a bound on what a busy pipeline fills the disk with.
+            kept_releases: 50,
+        }
     }
 }
 
@@ -349,6 +362,7 @@ impl RawQuotas {
             domains: self.domains.or(default.domains),
             key_value_bytes: self.key_value_bytes.or(default.key_value_bytes),
             sqlite_bytes: self.sqlite_bytes.or(default.sqlite_bytes),
+            kept_releases: self.kept_releases.or(default.kept_releases),
         }
     }
 }
@@ -558,6 +572,8 @@ fn quotas(raw: RawQuotas) -> Quotas {
         domains: raw.domains.unwrap_or(usual.domains),
         key_value_bytes: raw.key_value_bytes.unwrap_or(usual.key_value_bytes),
         sqlite_bytes: raw.sqlite_bytes.unwrap_or(usual.sqlite_bytes),
+        // The one before is always kept: it is what a swap that fails goes back to.
+        kept_releases: raw.kept_releases.map_or(usual.kept_releases, NonZeroU64::get),
     }
 }
 

@@ -158,6 +158,11 @@ impl ImageStore {
         Flavor::ALL.into_iter().any(|flavor| self.load(source, engine.wasmtime(flavor), flavor).is_some())
     }
 
+    /// Where the images of a source for an engine are or would be.
+    pub fn paths(&self, source: &Digest, engine: &crate::Engine) -> Vec<PathBuf> {
+        Flavor::ALL.into_iter().map(|flavor| self.path(source, engine.wasmtime(flavor), flavor)).collect()
+    }
+
     /// Signs an image that [`compile_file`](crate::compile_file) made, and takes it in.
     /// It is on disk when this returns.
     ///

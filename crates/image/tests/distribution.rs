@@ -857,18 +857,27 @@ async fn garbage_is_what_nobody_names() {
     let torn = registry.registry.blobs().put_bytes("torn".into()).await.unwrap();
     let all = stored(&registry).await;
 
-    let options = GarbageOptions { dry_run: true, age: Duration::ZERO, untagged: true };
-    let dry = registry.registry.collect_garbage(options).await.unwrap();
+    let untagged_age = Some(Duration::ZERO);
+    let options =
+        GarbageOptions { dry_run: true, age: Duration::ZERO, untagged_age, ..GarbageOptions::default() };
+    let dry = registry.registry.collect_garbage(options.clone()).await.unwrap();
     assert_eq!(stored(&registry).await, all, "a dry run removes nothing");
     registry.get(&format!("/v2/a/app/blobs/{lost}")).await.is(200);
 
-    let young = GarbageOptions { dry_run: false, age: Duration::from_secs(3600), untagged: true };
+    let hour = Duration::from_secs(3600);
+    let young = GarbageOptions { age: hour, untagged_age: Some(hour), ..GarbageOptions::default() };
     let report = registry.registry.collect_garbage(young).await.unwrap();
     assert!(report.content.is_empty() && report.blobs.is_empty(), "what is young is kept: {report:?}");
 
+    let kept = Arc::new(HashSet::from([("a/app".to_owned(), digest_of(&untagged))]));
+    let keeping = GarbageOptions { kept, ..options.clone() };
+    let without = registry.registry.collect_garbage(keeping).await.unwrap();
+    assert_eq!(without.manifests, [], "somebody knows it by its digest");
+
     let report =
         registry.registry.collect_garbage(GarbageOptions { dry_run: false, ..options }).await.unwrap();
-    let sorted = |digests: &[Digest]| digests.iter().copied().collect::<HashSet<_>>();
+    let sorted =
+        |content: &[(Digest, u64)]| content.iter().map(|(digest, _)| *digest).collect::<HashSet<_>>();
     let expected: HashSet<Digest> =
         [lost, torn, Digest::of(b"untagged"), digest_of(&untagged)].into_iter().collect();
     assert_eq!(sorted(&report.content), expected);
@@ -887,15 +896,20 @@ async fn garbage_of_one_team_is_not_that_of_another() {
     let blob = registry.push("a/app", b"content").await;
     let path = format!("/v2/b/app/blobs/uploads/?digest={blob}");
     registry.ask_as("token-b", "POST", &path, &[], b"content").await.is(201);
-    registry.registry.delete_repository("a/app").await.unwrap();
+    registry.registry.delete_repositories("a").await.unwrap();
     registry.get(&format!("/v2/a/app/blobs/{blob}")).await.refused(404, "BLOB_UNKNOWN");
     let manifest = json!({ "layers": [{ "digest": blob }] });
     let headers = [("content-type", "a/b")];
     let body = manifest.to_string();
     registry.ask_as("token-b", "PUT", "/v2/b/app/manifests/1", &headers, body.as_bytes()).await.is(201);
-    let options = GarbageOptions { dry_run: false, age: Duration::ZERO, untagged: false };
-    registry.registry.collect_garbage(options).await.unwrap();
+    let options = GarbageOptions { age: Duration::ZERO, ..GarbageOptions::default() };
+    registry.registry.collect_garbage(options.clone()).await.unwrap();
     registry.ask_as("token-b", "GET", &format!("/v2/b/app/blobs/{blob}"), &[], b"").await.is(200);
+    // Nobody is `b` any more.
+    let owners = Some(Arc::new(HashSet::from(["a".to_owned()])));
+    let report = registry.registry.collect_garbage(GarbageOptions { owners, ..options }).await.unwrap();
+    assert_eq!(report.repositories, ["b/app"]);
+    registry.ask_as("token-b", "GET", &format!("/v2/b/app/blobs/{blob}"), &[], b"").await.is(404);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -904,9 +918,9 @@ async fn garbage_is_collected_beside_pushes() {
     let collecting = tokio::spawn({
         let registry = registry.registry.clone();
         async move {
-            let options = GarbageOptions { dry_run: false, age: Duration::from_secs(1), untagged: false };
+            let options = GarbageOptions { age: Duration::from_secs(1), ..GarbageOptions::default() };
             loop {
-                registry.collect_garbage(options).await.unwrap();
+                registry.collect_garbage(options.clone()).await.unwrap();
                 tokio::task::yield_now().await;
             }
         }

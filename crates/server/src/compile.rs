@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use wisp_engine::{Digest, Engine, EngineConfig, ImageStore, SigningKey};
 
-use crate::Error;
+use crate::{Error, garbage::InUse};
 
 /// How often it is looked whether the process has ended.
 const LOOK: Duration = Duration::from_millis(5);
@@ -55,12 +55,13 @@ pub struct CompileLimits {
 }
 
 /// Compiles components apart, and signs what comes of it.
-pub struct Compiler {
+pub(crate) struct Compiler {
     program: PathBuf,
     scratch: PathBuf,
     images: ImageStore,
     key: SigningKey,
     limits: CompileLimits,
+    in_use: InUse,
     /// One component takes all cores; more at once would only hold more memory.
     turn: Arc<Semaphore>,
 }
@@ -87,14 +88,29 @@ impl CompileLimits {
 
 impl Compiler {
     /// A compiler that runs `program` (this very binary) and takes in images for `images`.
-    pub fn new(
+    pub(crate) fn new(
         program: PathBuf,
         scratch: PathBuf,
         images: ImageStore,
         key: SigningKey,
         limits: CompileLimits,
+        in_use: InUse,
     ) -> Self {
-        Self { program, scratch, images, key, limits, turn: Arc::new(Semaphore::new(1)) }
+        Self { program, scratch, images, key, limits, in_use, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Where the images of a source are or would be.
+    pub(crate) fn paths(&self, source: &Digest, engine: &Engine) -> Vec<PathBuf> {
+        self.images.paths(source, engine)
+    }
+
+    /// The digest of a source. One that is named by its digest is not read.
+    ///
+    /// # Errors
+    /// If the source cannot be read.
+    pub(crate) fn digest_of(&self, source: &Path) -> Result<Digest, Error> {
+        let named = source.file_stem().and_then(|stem| Digest::parse(stem.to_str()?));
+        named.map_or_else(|| self.digest(source), Ok)
     }
 
     /// Makes sure that there is a signed image of a source. Returns whether it had to be
@@ -103,10 +119,15 @@ impl Compiler {
     /// # Errors
     /// [`Error::Compile`] with what the compiler said, [`Error::CompileLimit`] if it took
     /// too much, and [`Error::CompileProcess`] if there can be no such process.
-    pub async fn ensure(self: &Arc<Self>, engine: &Engine, source: &Path) -> Result<bool, Error> {
+    pub(crate) async fn ensure(self: &Arc<Self>, engine: &Engine, source: &Path) -> Result<bool, Error> {
         let (this, source, known_engine) = (self.clone(), source.to_owned(), engine.clone());
         let known = blocking(move || {
             let digest = this.digest(&source)?;
+            // Before it is looked for: what is found stays.
+            for path in this.paths(&digest, &known_engine) {
+                let failed = |cause| Error::DataDirectory { path: path.clone(), cause };
+                this.in_use.touch(&path).map_err(failed)?;
+            }
             Ok((this.images.has(&digest, &known_engine), digest, source))
         });
         let (is_there, digest, source) = known.await?;

@@ -28,10 +28,10 @@ use wisp_capability::{
 };
 use wisp_control::{
     AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, ImageDescription,
-    LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository, Resource,
+    Kept, LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository, Resource,
     ResourceKind, SqlAnswer, SqlStatement,
-    model::CertificateStatus,
-    names::{AppId, Digest, Host, ReleaseNumber},
+    model::{CertificateStatus, GarbageItem},
+    names::{AppId, Digest, Host, ReleaseNumber, TeamName},
 };
 use wisp_engine::Engine;
 use wisp_ingress::{Rate, RateLimits, Resolver as _, SystemResolver};
@@ -41,7 +41,7 @@ use wisp_node::{
     Swapped,
 };
 
-use crate::{Compiler, DataDirectory, Error, LogStore, certificates::Tls, images::Images};
+use crate::{Compiler, DataDirectory, Error, LogStore, certificates::Tls, garbage::{InUse, KnownSources, Places}, images::Images};
 
 /// The folder of an unpacked image that holds its migrations.
 const MIGRATIONS_FOLDER: &str = "migrations";
@@ -74,6 +74,8 @@ pub struct Machine {
     rates: Arc<RateLimits>,
     rate: Rates,
     certificates: OnceLock<Tls>,
+    in_use: InUse,
+    known_sources: Arc<KnownSources>,
     state: Mutex<State>,
 }
 
@@ -132,7 +134,7 @@ struct Placed {
 impl Machine {
     /// Puts the machine together. `descriptions` are those that the node asks.
     #[expect(clippy::too_many_arguments, reason = "the parts of a machine, put together once")]
-    pub fn new(
+    pub(crate) fn new(
         directory: DataDirectory,
         node: Arc<Node>,
         images: Arc<Images>,
@@ -142,6 +144,7 @@ impl Machine {
         resolver: SystemResolver,
         rates: Arc<RateLimits>,
         rate: Rates,
+        in_use: InUse,
     ) -> Self {
         let maker = Maker {
             images: images.clone(),
@@ -163,6 +166,8 @@ impl Machine {
             rates,
             rate,
             certificates: OnceLock::new(),
+            in_use,
+            known_sources: Arc::default(),
             state: Mutex::default(),
         }
     }
@@ -313,6 +318,18 @@ impl Machine {
         if let Ok(host) = wisp_ingress::HostName::new(host.as_str()) {
             self.rates.remove(&host);
         }
+    }
+
+    /// The components of an unpacked image that are compiled.
+    ///
+    /// # Errors
+    /// If the image cannot be read.
+    pub(crate) fn sources_in(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+        let app = App::read_file(&folder.join(wisp_manifest::LOCKED_FILE_NAME), None).map_err(|problems| {
+            let cause = std::io::Error::other(problems.to_string());
+            Error::DataDirectory { path: folder.to_owned(), cause }
+        })?;
+        Ok(Self::sources(folder, &app.value))
     }
 
     /// The components of an app that are compiled.
@@ -510,6 +527,29 @@ impl Platform for Machine {
                 Ok(())
             })
             .await
+        }
+        .boxed()
+    }
+
+    fn forget_team<'a>(&'a self, team: &'a TeamName) -> BoxFuture<'a, PlatformResult<()>> {
+        async move { self.images.forget_team(team.as_str()).await.map_err(platform_error) }.boxed()
+    }
+
+    fn collect_garbage<'a>(
+        &'a self,
+        kept: &'a Kept,
+        is_only_asked: bool,
+    ) -> BoxFuture<'a, PlatformResult<Vec<GarbageItem>>> {
+        async move {
+            let places = Places {
+                directory: &self.directory,
+                images: &self.images,
+                compiler: &self.compiler,
+                engine: self.node.runtime().engine(),
+                in_use: &self.in_use,
+                sources: &self.known_sources,
+            };
+            places.clean(kept, is_only_asked).await.map_err(platform_error)
         }
         .boxed()
     }

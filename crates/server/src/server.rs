@@ -34,6 +34,7 @@ use crate::{
     Compiler, DataDirectory, Descriptions, Error, LogStore, Machine, Settings,
     certificates::{self, Tls},
     front::{Api, Entrance, Records},
+    garbage::InUse,
     images::Images,
 };
 
@@ -78,7 +79,6 @@ pub struct Server {
     /// The last change that the node knows of.
     last_change: ChangeNumber,
     machine: Arc<Machine>,
-    images: Arc<Images>,
     certificates: Certificates,
     handover: PathBuf,
     /// Held for as long as the server runs, or its successor.
@@ -167,16 +167,18 @@ impl Server {
         let key = SigningKey::open(&directory.image_key())?;
         let descriptions = Arc::new(Descriptions::default());
         let node = node(settings, &directory, &key, &logs, &descriptions, max_descriptors_count)?;
+        let in_use = InUse::default();
         let compiler = Arc::new(Compiler::new(
             program,
             directory.scratch(),
             ImageStore::open_signed(directory.images(), key.verifying_key())?,
             key,
             settings.compile_limits(),
+            in_use.clone(),
         ));
         let access_log = AccessLog::start(&directory.access_log(), FileLimits::default())?;
         let rates = Arc::new(RateLimits::new());
-        let images = Arc::new(Images::new(registry.clone(), directory.releases()));
+        let images = Arc::new(Images::new(registry.clone(), in_use.clone()));
         let resolver = match settings.dns.value {
             Some(server) => SystemResolver::of(vec![server]),
             None => SystemResolver::system(),
@@ -191,6 +193,7 @@ impl Server {
             resolver,
             rates.clone(),
             settings.rates(),
+            in_use,
         ));
 
         let tls_port = tls.as_ref().map(|tls| tls.address().port());
@@ -280,7 +283,6 @@ impl Server {
             inheritance,
             last_change,
             machine,
-            images,
             certificates,
             handover,
             lock,
@@ -324,7 +326,7 @@ impl Server {
             });
         }
         self.runtime.spawn(reload_policy(self.control.clone()));
-        self.runtime.spawn(sweep(self.control.clone(), self.images));
+        self.runtime.spawn(sweep(self.control.clone()));
         let offer = Offer::bind(&self.handover)?;
         let names = [HTTP, HTTPS];
         let mut sockets = Vec::new();
@@ -385,16 +387,12 @@ async fn reload_policy(control: Arc<Control>) {
 }
 
 /// Removes what nobody needs any more, for as long as the server runs.
-async fn sweep(control: Arc<Control>, images: Arc<Images>) {
+async fn sweep(control: Arc<Control>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
-        let swept = async {
-            let in_use = control.images_in_use().await?;
-            images.sweep(in_use.into_iter().map(|(_, digest)| digest).collect()).await
-        };
-        match swept.await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!("{count} unpacked images were removed that no release is made of"),
+        match control.collect_garbage(false).await {
+            Ok(report) if report.totals.is_empty() => {}
+            Ok(report) => tracing::info!(bytes = report.bytes, "what nobody needs any more was removed"),
             Err(error) => tracing::warn!(code = error.code(), "what nobody needs stays: {error}"),
         }
     }

@@ -2,11 +2,17 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use wisp_control::model::{GarbageItem, GarbageReport};
 use wisp_server::{Facts, Flags, Server, Settings};
 
 use super::common::{parse_listen, stop_signal};
-use crate::{error::Error, output};
+use crate::{
+    client::{Client, FormatFlag, ServerFlags, block_on, show, table},
+    error::Error,
+    output,
+};
 
 /// Run a cloud: push apps to it with `wisp deploy`, reach each at its own host name.
 ///
@@ -14,7 +20,11 @@ use crate::{error::Error, output};
 /// folder. The first start prints a link to sign in with. Settings come from flags, then from
 /// `wisp.toml`, then from defaults.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct ServerCommand {
+    #[command(subcommand)]
+    command: Option<Operation>,
+
     /// The file of settings [default: `wisp.toml`, if it is there].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -49,8 +59,78 @@ pub(crate) struct ServerCommand {
     print_config: bool,
 }
 
+/// What an operator asks a server that is running.
+#[derive(Subcommand)]
+enum Operation {
+    Clean(Clean),
+}
+
+/// Remove what nobody needs any more from a server: images of releases that are gone, and what
+/// was made of them.
+///
+/// The server does that every hour by itself. What was pushed, asked for or deployed within a day
+/// stays; how many releases of an app are kept, the policy says. Only for operators.
+#[derive(Args)]
+struct Clean {
+    /// Only show what would go.
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    format: FormatFlag,
+
+    #[command(flatten)]
+    server: ServerFlags,
+}
+
+impl Clean {
+    fn run(&self) -> Result<(), Error> {
+        let client = Client::new(&self.server)?;
+        let method = if self.dry_run { Method::GET } else { Method::POST };
+        let report: GarbageReport =
+            block_on(async { client.call(method, client.at(&["garbage"]), None::<&()>).await })?;
+        show(self.format.format, &report, garbage);
+        let count: u64 = report.totals.iter().map(|total| total.count).sum();
+        output::note(&match report.is_removed {
+            true => format!("{count} removed, {} freed", size(report.bytes)),
+            false => format!("{count} would go, {} would be freed", size(report.bytes)),
+        });
+        Ok(())
+    }
+}
+
+/// What goes, and how much that is of each kind.
+fn garbage(report: &GarbageReport) -> String {
+    let kind = |kind| format!("{kind:?}").to_lowercase();
+    let item = |item: &GarbageItem| [kind(item.kind), size(item.bytes), item.name.clone()];
+    let mut text = table(["kind", "size", "name"], report.items.iter().map(item).collect());
+    for total in &report.totals {
+        let shown = report.items.iter().filter(|item| item.kind == total.kind).count() as u64;
+        if total.count > shown {
+            text.push_str(&format!("and {} more of kind {}\n", total.count - shown, kind(total.kind)));
+        }
+    }
+    text
+}
+
+/// A size as people say it.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
+
 impl ServerCommand {
     pub(crate) fn run(&self) -> Result<(), Error> {
+        match &self.command {
+            Some(Operation::Clean(clean)) => clean.run(),
+            None => self.serve(),
+        }
+    }
+
+    fn serve(&self) -> Result<(), Error> {
         let settings = Settings::read(self.flags()?)?;
         if self.print_config {
             output::data(&settings.to_toml());

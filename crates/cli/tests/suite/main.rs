@@ -24,6 +24,7 @@ mod cloud_commands;
 mod compiled_images;
 mod develop;
 mod files_and_logs;
+mod garbage;
 mod guests;
 mod harness;
 mod isolation;

@@ -86,6 +86,7 @@ fn routes_of() -> OpenApiRouter<Shared> {
         .routes(routes!(server::document))
         .routes(routes!(server::whoami))
         .routes(routes!(server::audit))
+        .routes(routes!(server::list_garbage, server::remove_garbage))
         .routes(routes!(sign_in::sign_in))
         .routes(routes!(sign_in::begin_device))
         .routes(routes!(sign_in::finish_device))

@@ -223,6 +223,8 @@ pub(super) async fn create_team(
     let maker = control.data_key_maker();
     let actor = Actor::from(&operator.caller);
     control.state.create_team(actor, body.name.clone(), Some(owner), maker).await?;
+    // Whatever a team of this name left behind, should it not have been removed with it.
+    control.platform.forget_team(&body.name).await?;
     let team = Team { name: body.name, created_ms: now_ms(), role };
     Ok((StatusCode::CREATED, Answer(team)))
 }
@@ -243,7 +245,8 @@ pub(super) async fn get_team(State(control): State<Shared>, team: In<AppsRead>) 
 #[utoipa::path(delete, path = "/api/v1/teams/{team}", tag = "teams", params(InTeam),
     responses((status = 204), Refused))]
 pub(super) async fn remove_team(State(control): State<Shared>, team: In<TeamAdmin>) -> Result<StatusCode> {
-    control.state.remove_team(Actor::from(&team.caller), team.team, team.name).await?;
+    control.state.remove_team(Actor::from(&team.caller), team.team, team.name.clone()).await?;
+    control.platform.forget_team(&team.name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -7,7 +7,8 @@ use super::{Asked, Operator, PageQuery, Refused, Shared, Signed, page};
 use crate::{
     access::{Scope, Scopes},
     error::Result,
-    model::{AuditEntry, Health, Page, Team, Version, Whoami},
+    model::{AuditEntry, GarbageReport, Health, Page, Team, Version, Whoami},
+    state::Actor,
 };
 
 /// Most teams that `whoami` names; the list of teams has pages.
@@ -79,6 +80,32 @@ pub(super) async fn whoami(State(control): State<Shared>, Signed(caller): Signed
         scopes: caller.scopes.and(may_operate).iter().collect(),
         teams,
     }))
+}
+
+/// What nobody needs any more: images of releases that are gone, and what was made of them
+#[utoipa::path(get, path = "/api/v1/garbage", tag = "server",
+    responses((status = 200, body = GarbageReport), Refused))]
+pub(super) async fn list_garbage(
+    State(control): State<Shared>,
+    _operator: Operator,
+) -> Result<Answer<GarbageReport>> {
+    Ok(Answer(control.collect_garbage(true).await?))
+}
+
+/// Remove what nobody needs any more
+///
+/// The server does that every hour by itself. What was pushed, asked for or deployed within a
+/// day stays.
+#[utoipa::path(post, path = "/api/v1/garbage", tag = "server",
+    responses((status = 200, body = GarbageReport), Refused))]
+pub(super) async fn remove_garbage(
+    State(control): State<Shared>,
+    operator: Operator,
+) -> Result<Answer<GarbageReport>> {
+    let report = control.collect_garbage(false).await?;
+    let subject = format!("{} bytes", report.bytes);
+    control.state.note(Actor::from(&operator.caller), None, "garbage.remove", subject).await?;
+    Ok(Answer(report))
 }
 
 /// What was done to what belongs to no team, the last first

@@ -1,5 +1,7 @@
 //! Apps, their variables and their releases.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Actor, State, is_taken, now_ms, record, sql_int, stored, unsigned};
@@ -10,10 +12,6 @@ use crate::{
     names::{AppId, AppName, ConfigurationId, Digest, Host, ReleaseNumber, TeamId, TeamName},
     platform::{AppKey, LinkedResource, Repository},
 };
-
-/// Releases that are kept of an app, besides the one that serves: far more than anybody goes
-/// back, and a bound on what a busy pipeline can fill the disk with.
-const KEPT_RELEASES_COUNT: u64 = 200;
 
 /// An app.
 #[derive(Clone, Debug)]
@@ -258,23 +256,58 @@ impl State {
         .await
     }
 
-    /// Every image that a release is made of.
-    pub(crate) async fn images(&self) -> Result<Vec<(Repository, Digest)>> {
-        self.read(|db| {
+    /// Every image that a release is made of, but for these releases and those that failed: they
+    /// will never serve.
+    pub(crate) async fn images(
+        &self,
+        without: HashSet<(AppId, ReleaseNumber)>,
+    ) -> Result<HashSet<(Repository, Digest)>> {
+        self.read(move |db| {
             let mut statement = db.prepare(
-                "SELECT DISTINCT teams.name, apps.name, image FROM releases
-                 JOIN apps ON apps.id = app_id JOIN teams ON teams.id = team_id",
+                "SELECT teams.name, apps.name, image, app_id, number FROM releases
+                 JOIN apps ON apps.id = app_id JOIN teams ON teams.id = team_id
+                 WHERE state <> 'failed'",
             )?;
             let rows = statement.query_map([], |row| {
+                let release = (AppId(unsigned(row.get(3)?)), ReleaseNumber(unsigned(row.get(4)?)));
                 let repository = Repository {
                     team: stored(TeamName::new(&row.get::<_, String>(0)?))?,
                     app: stored(AppName::new(&row.get::<_, String>(1)?))?,
                 };
-                Ok((repository, digest(row, 2)?))
+                Ok((!without.contains(&release)).then_some((repository, digest(row, 2)?)))
             })?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
+            rows.filter_map(|row| row.transpose()).map(|row| Ok(row?)).collect()
         })
         .await
+    }
+
+    /// Releases beyond those that are kept, of all apps. `kept_count` says how many of a team's
+    /// apps are.
+    pub(crate) async fn surplus_releases(
+        &self,
+        kept_count: impl Fn(&TeamName) -> u64 + Send + 'static,
+    ) -> Result<Vec<(AppKey, ReleaseNumber)>> {
+        self.read(move |db| {
+            // Who has two has one to go back to, and that one is always kept.
+            let mut statement = db.prepare(&format!(
+                "SELECT {APP_COLUMNS} FROM apps JOIN teams ON teams.id = team_id
+                 WHERE (SELECT count(*) FROM releases WHERE app_id = apps.id) > 2 ORDER BY apps.id"
+            ))?;
+            let apps = statement.query_map([], app_row)?;
+            let mut found = Vec::new();
+            for app in apps {
+                let key = app?.key;
+                let surplus = surplus(db, key.id, kept_count(&key.team))?;
+                found.extend(surplus.into_iter().map(|number| (key.clone(), number)));
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Forgets releases of an app beyond those that are kept, and says which.
+    pub(crate) async fn forget_surplus(&self, app: AppId, kept_count: u64) -> Result<Vec<ReleaseNumber>> {
+        self.write(move |db| forget_surplus(db, app, kept_count)).await
     }
 
     /// What a release of an app is made of.
@@ -363,12 +396,40 @@ pub(super) fn point_to(db: &Connection, app: AppId, release: Option<ReleaseNumbe
     .execute(params![sql_int(app.0), sql_int(release.0)])?;
     db.prepare_cached("UPDATE releases SET state = 'ready' WHERE app_id = ?1 AND number = ?2")?
         .execute(params![sql_int(app.0), sql_int(release.0)])?;
-    db.prepare_cached(
-        "DELETE FROM releases WHERE app_id = ?1 AND number <= ?2
-         AND number <> (SELECT current_release FROM apps WHERE id = ?1)",
-    )?
-    .execute(params![sql_int(app.0), sql_int(release.0.saturating_sub(KEPT_RELEASES_COUNT))])?;
-    forget_configurations(db, app)
+    Ok(())
+}
+
+/// Releases of an app beyond so many that served, and so many that failed; the last first. Not
+/// among them are the one that serves and those that an operation is about.
+fn surplus(db: &Connection, app: AppId, kept_count: u64) -> Result<Vec<ReleaseNumber>> {
+    let mut statement = db.prepare_cached(
+        "SELECT number FROM releases WHERE app_id = ?1 AND state = ?2
+         AND number IS NOT (SELECT current_release FROM apps WHERE id = ?1)
+         AND NOT EXISTS (SELECT 1 FROM operations WHERE operations.app_id = ?1 AND progress = 'running'
+             AND number IN (release, json_extract(request, '$.previous')))
+         ORDER BY number DESC LIMIT -1 OFFSET ?3",
+    )?;
+    let mut found = Vec::new();
+    for state in ["ready", "failed"] {
+        let rows = statement.query_map(params![sql_int(app.0), state, sql_int(kept_count)], |row| {
+            Ok(ReleaseNumber(unsigned(row.get(0)?)))
+        })?;
+        for number in rows {
+            found.push(number?);
+        }
+    }
+    Ok(found)
+}
+
+/// Forgets releases of an app beyond those that are kept.
+pub(super) fn forget_surplus(db: &Connection, app: AppId, kept_count: u64) -> Result<Vec<ReleaseNumber>> {
+    let surplus = surplus(db, app, kept_count)?;
+    for number in &surplus {
+        db.prepare_cached("DELETE FROM releases WHERE app_id = ?1 AND number = ?2")?
+            .execute(params![sql_int(app.0), sql_int(number.0)])?;
+    }
+    forget_configurations(db, app)?;
+    Ok(surplus)
 }
 
 pub(super) fn app_by_id(db: &Connection, id: AppId) -> Result<AppRow> {

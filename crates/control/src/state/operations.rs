@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
     Actor, State,
-    apps::{NewRelease, app_by_id, insert_release, point_to},
+    apps::{NewRelease, app_by_id, forget_surplus, insert_release, point_to},
     is_taken, known, now_ms, record, sql_int, stored, unsigned,
 };
 use crate::{
@@ -276,18 +276,24 @@ impl State {
         .await
     }
 
-    /// Ends an operation well.
-    pub(crate) async fn finish(&self, id: OperationId) -> Result<()> {
-        self.write(move |db| end(db, &id, Progress::Done, None)).await
+    /// Ends an operation well. Of the releases before, so many are kept.
+    pub(crate) async fn finish(&self, id: OperationId, app: AppId, kept_count: u64) -> Result<()> {
+        self.write(move |db| {
+            end(db, &id, Progress::Done, None)?;
+            forget_surplus(db, app, kept_count).map(drop)
+        })
+        .await
     }
 
-    /// Ends an operation that failed in a step; its release is never to serve.
+    /// Ends an operation that failed in a step; its release is never to serve. So many such
+    /// releases are kept.
     pub(crate) async fn fail(
         &self,
         id: OperationId,
         app: AppId,
         release: Option<ReleaseNumber>,
         error: ErrorBody,
+        kept_count: u64,
     ) -> Result<()> {
         self.write(move |db| {
             if let Some(release) = release {
@@ -297,7 +303,8 @@ impl State {
                     params![sql_int(app.0), sql_int(release.0)],
                 )?;
             }
-            end(db, &id, Progress::Failed, Some(&error))
+            end(db, &id, Progress::Failed, Some(&error))?;
+            forget_surplus(db, app, kept_count).map(drop)
         })
         .await
     }

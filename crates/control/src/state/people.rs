@@ -1,5 +1,7 @@
 //! Users, teams, members, tokens, and the ways in.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Actor, State, is_taken, known, now_ms, record, sql_int, stored, unsigned};
@@ -259,6 +261,16 @@ impl State {
                     created_ms: unsigned(row.get(2)?),
                 })
             })?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+        .await
+    }
+
+    /// The names of all teams.
+    pub(crate) async fn team_names(&self) -> Result<HashSet<TeamName>> {
+        self.read(|db| {
+            let mut statement = db.prepare("SELECT name FROM teams")?;
+            let rows = statement.query_map([], |row| stored(TeamName::new(&row.get::<_, String>(0)?)))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
         .await

@@ -75,11 +75,12 @@ impl State {
     pub(crate) async fn note(
         &self,
         actor: Actor,
-        team: TeamId,
+        team: impl Into<Option<TeamId>>,
         action: &'static str,
         subject: String,
     ) -> Result<()> {
-        self.write(move |db| record(db, &actor, Some(team), action, &subject, None)).await
+        let team = team.into();
+        self.write(move |db| record(db, &actor, team, action, &subject, None)).await
     }
 
     /// Takes an idempotency key for a request, or tells what came of it before.

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
 use rusqlite::types::ValueRef;
 use wisp_control::{
-    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, LogQuery,
+    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, Kept, LogQuery,
     LogRecord, LogStream, Platform, PlatformError, PlatformResult, Repository, Resource, ResourceKind,
     SqlAnswer, SqlStatement,
-    model::CertificateStatus,
-    names::{AppId, ChangeNumber, Digest, Host, ReleaseNumber, ResourceId},
+    model::{CertificateStatus, GarbageItem, GarbageKind},
+    names::{AppId, ChangeNumber, Digest, Host, ReleaseNumber, ResourceId, TeamName},
 };
 
 #[derive(Default)]
@@ -161,6 +161,35 @@ impl Platform for Machine {
 
     fn forget<'a>(&'a self, _: &'a AppKey) -> BoxFuture<'a, PlatformResult<()>> {
         self.call("forget").boxed()
+    }
+
+    fn forget_team<'a>(&'a self, team: &'a TeamName) -> BoxFuture<'a, PlatformResult<()>> {
+        async {
+            self.images.lock().unwrap().retain(|(repository, _), _| repository.team != *team);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn collect_garbage<'a>(
+        &'a self,
+        kept: &'a Kept,
+        is_only_asked: bool,
+    ) -> BoxFuture<'a, PlatformResult<Vec<GarbageItem>>> {
+        async move {
+            let mut images = self.images.lock().unwrap();
+            let going: Vec<_> = images.keys().filter(|image| !kept.images.contains(*image)).cloned().collect();
+            let mut items = Vec::new();
+            for (repository, digest) in going {
+                let name = format!("{repository} {digest}");
+                items.push(GarbageItem { kind: GarbageKind::Manifest, name, bytes: 0 });
+                if !is_only_asked {
+                    images.remove(&(repository, digest));
+                }
+            }
+            Ok(items)
+        }
+        .boxed()
     }
 
     fn usage<'a>(&'a self, resource: &'a Resource) -> BoxFuture<'a, PlatformResult<u64>> {

@@ -11,6 +11,7 @@
 
 mod deploys;
 mod documents;
+mod garbage;
 mod golden;
 mod hostile;
 mod machine;

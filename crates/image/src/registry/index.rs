@@ -5,9 +5,9 @@
 //! [`SqliteIndex`] is the one there is. Its methods wait, so they are called on
 //! threads that may.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -112,9 +112,26 @@ pub enum Deleted {
     InUse,
 }
 
+/// What is garbage, and what is not although nothing in the index names it.
+#[derive(Clone, Debug)]
+pub struct GarbageRules {
+    /// How long something must be nobody's.
+    pub age: Duration,
+    /// How long an upload may take.
+    pub upload_age: Duration,
+    /// The same for manifests that no tag names; `None` keeps all of them.
+    pub untagged_age: Option<Duration>,
+    /// Manifests that stay, with their repositories.
+    pub kept: Arc<HashSet<(String, Digest)>>,
+    /// Who has repositories: the first parts of their names. `None` is everybody.
+    pub owners: Option<Arc<HashSet<String>>>,
+}
+
 /// What is garbage.
 #[derive(Clone, Debug, Default)]
 pub struct Garbage {
+    /// Repositories of nobody.
+    pub repositories: Vec<String>,
     /// Manifests that no tag and no other manifest names.
     pub manifests: Vec<(String, Digest)>,
     /// Blobs that no manifest of their repository names.
@@ -138,7 +155,7 @@ pub trait Index: Send + Sync + 'static {
     /// Takes a blob away from a repository.
     fn delete_blob(&self, repository: &str, digest: &Digest) -> Result<Deleted, Error>;
 
-    /// What is known about a manifest.
+    /// What is known about a manifest. That somebody asked is noted, as for blobs.
     fn manifest(&self, repository: &str, digest: &Digest) -> Result<Option<ManifestRow>, Error>;
 
     /// The manifest that a tag is given to.
@@ -184,17 +201,12 @@ pub trait Index: Send + Sync + 'static {
     /// Forgets an upload.
     fn end_upload(&self, id: &str) -> Result<(), Error>;
 
-    /// Removes a repository with everything in it; its content is garbage then.
-    fn delete_repository(&self, repository: &str) -> Result<(), Error>;
+    /// Removes all repositories whose names begin with `OWNER/`, with everything in them;
+    /// their content is garbage then.
+    fn delete_repositories(&self, owner: &str) -> Result<(), Error>;
 
-    /// What has been garbage for `age`, and takes it away unless `dry_run`.
-    fn take_garbage(
-        &self,
-        age: Duration,
-        upload_age: Duration,
-        untagged: bool,
-        dry_run: bool,
-    ) -> Result<Garbage, Error>;
+    /// What is garbage by these rules, and takes it away unless `dry_run`.
+    fn take_garbage(&self, rules: &GarbageRules, dry_run: bool) -> Result<Garbage, Error>;
 
     /// How many repositories have this content, as a blob or as a manifest.
     fn owners_count(&self, digest: &Digest) -> Result<usize, Error>;
@@ -253,7 +265,7 @@ impl Index for SqliteIndex {
             .optional()?;
         let Some((size, touched)) = found else { return Ok(None) };
         if touched + seconds(TOUCH_PAUSE) < now() {
-            touch(&connection, repository, digest)?;
+            touch(&connection, "blobs", repository, digest)?;
         }
         Ok(Some(unsigned(size)))
     }
@@ -295,12 +307,13 @@ impl Index for SqliteIndex {
         let connection = self.connection();
         let found = connection
             .prepare_cached(
-                "SELECT size, media_type, artifact_type, subject, annotations FROM manifests
+                "SELECT size, media_type, artifact_type, subject, annotations, touched FROM manifests
                  WHERE repository = ?1 AND digest = ?2",
             )?
             .query_row(params![repository, text(digest)], |row| {
                 let (subject, annotations): (Option<String>, String) = (row.get(3)?, row.get(4)?);
-                Ok(ManifestRow {
+                let touched: i64 = row.get(5)?;
+                let manifest = ManifestRow {
                     digest: *digest,
                     size: unsigned(row.get(0)?),
                     media_type: row.get(1)?,
@@ -308,10 +321,14 @@ impl Index for SqliteIndex {
                     subject: subject.as_deref().and_then(Digest::parse),
                     annotations: serde_json::from_str(&annotations).unwrap_or_default(),
                     contents: Vec::new(),
-                })
+                };
+                Ok((manifest, touched))
             })
             .optional()?;
-        let Some(mut manifest) = found else { return Ok(None) };
+        let Some((mut manifest, touched)) = found else { return Ok(None) };
+        if touched + seconds(TOUCH_PAUSE) < now() {
+            touch(&connection, "manifests", repository, digest)?;
+        }
         let mut statement = connection
             .prepare_cached("SELECT digest FROM contents WHERE repository = ?1 AND manifest = ?2")?;
         let contents =
@@ -496,24 +513,25 @@ impl Index for SqliteIndex {
         Ok(())
     }
 
-    fn delete_repository(&self, repository: &str) -> Result<(), Error> {
+    fn delete_repositories(&self, owner: &str) -> Result<(), Error> {
         self.write(|transaction| {
             for table in ["manifests", "blobs", "uploads"] {
-                transaction.execute(&format!("DELETE FROM {table} WHERE repository = ?1"), [repository])?;
+                // `0` comes after `/`, so these are all that begin with `OWNER/`.
+                transaction.execute(
+                    &format!(
+                        "DELETE FROM {table} WHERE repository > ?1 || '/' AND repository < ?1 || '0'"
+                    ),
+                    [owner],
+                )?;
             }
             Ok(())
         })
     }
 
-    fn take_garbage(
-        &self,
-        age: Duration,
-        upload_age: Duration,
-        untagged: bool,
-        dry_run: bool,
-    ) -> Result<Garbage, Error> {
-        let before = now().saturating_sub(seconds(age));
-        let pairs = |transaction: &Transaction<'_>, query: &str| {
+    fn take_garbage(&self, rules: &GarbageRules, dry_run: bool) -> Result<Garbage, Error> {
+        let GarbageRules { age, upload_age, untagged_age, kept, owners } = rules;
+        let before = |age: Duration| now().saturating_sub(seconds(age));
+        let pairs = |transaction: &Transaction<'_>, query: &str, before: i64| {
             let mut statement = transaction.prepare(query)?;
             let rows = statement
                 .query_map([before], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
@@ -527,11 +545,26 @@ impl Index for SqliteIndex {
         let mut connection = self.connection();
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut garbage = Garbage::default();
-        if untagged {
+        if let Some(owners) = owners {
+            garbage.repositories = of_nobody(&transaction, owners, before(*age))?;
+            for repository in &garbage.repositories {
+                for (table, gone) in [("manifests", &mut garbage.manifests), ("blobs", &mut garbage.blobs)] {
+                    let mut statement = transaction
+                        .prepare(&format!("DELETE FROM {table} WHERE repository = ?1 RETURNING digest"))?;
+                    let rows = statement.query_map([repository], |row| row.get::<_, String>(0))?;
+                    for digest in rows {
+                        let digest = Digest::parse(&digest?);
+                        gone.extend(digest.map(|digest| (repository.clone(), digest)));
+                    }
+                }
+                transaction.execute("DELETE FROM uploads WHERE repository = ?1", [repository])?;
+            }
+        }
+        if let Some(untagged_age) = *untagged_age {
             // What refers to another manifest is kept with it. One that goes may have
             // been all that named another, so this goes on until nothing is found.
             loop {
-                let found = pairs(
+                let mut found = pairs(
                     &transaction,
                     "SELECT repository, digest FROM manifests AS one WHERE touched <= ?1
                      AND NOT EXISTS (SELECT 1 FROM tags
@@ -540,7 +573,9 @@ impl Index for SqliteIndex {
                          WHERE contents.repository = one.repository AND contents.digest = one.digest)
                      AND NOT EXISTS (SELECT 1 FROM manifests AS other
                          WHERE other.repository = one.repository AND other.digest = one.subject)",
+                    before(untagged_age),
                 )?;
+                found.retain(|manifest| !kept.contains(manifest));
                 if found.is_empty() {
                     break;
                 }
@@ -553,19 +588,21 @@ impl Index for SqliteIndex {
                 garbage.manifests.extend(found);
             }
         }
-        garbage.blobs = pairs(
+        let blobs = pairs(
             &transaction,
             "SELECT repository, digest FROM blobs WHERE touched <= ?1
              AND NOT EXISTS (SELECT 1 FROM contents
                  WHERE contents.repository = blobs.repository AND contents.digest = blobs.digest)",
+            before(*age),
         )?;
-        for (repository, digest) in &garbage.blobs {
+        for (repository, digest) in &blobs {
             transaction.execute(
                 "DELETE FROM blobs WHERE repository = ?1 AND digest = ?2",
                 params![repository, text(digest)],
             )?;
         }
-        let began_before = now().saturating_sub(seconds(upload_age));
+        garbage.blobs.extend(blobs);
+        let began_before = before(*upload_age);
         garbage.uploads = transaction
             .prepare("SELECT id FROM uploads WHERE began <= ?1")?
             .query_map([began_before], |row| row.get(0))?
@@ -592,9 +629,39 @@ impl Index for SqliteIndex {
     }
 }
 
-fn touch(connection: &Connection, repository: &str, digest: &Digest) -> Result<(), Error> {
+/// Repositories whose owner there is not, and that nobody has touched lately: somebody may
+/// just have become an owner.
+fn of_nobody(
+    transaction: &Transaction<'_>,
+    owners: &HashSet<String>,
+    before: i64,
+) -> Result<Vec<String>, Error> {
+    let mut statement = transaction.prepare(
+        "SELECT repository FROM
+             (SELECT repository, touched FROM manifests UNION ALL SELECT repository, touched FROM blobs
+              UNION ALL SELECT repository, began FROM uploads)
+         GROUP BY repository HAVING max(touched) <= ?1",
+    )?;
+    let rows = statement.query_map([before], |row| row.get::<_, String>(0))?;
+    let mut found = Vec::new();
+    for repository in rows {
+        let repository = repository?;
+        let owner = repository.split('/').next().unwrap_or_default();
+        if !owners.contains(owner) {
+            found.push(repository);
+        }
+    }
+    Ok(found)
+}
+
+fn touch(
+    connection: &Connection,
+    table: &'static str,
+    repository: &str,
+    digest: &Digest,
+) -> Result<(), Error> {
     connection
-        .prepare_cached("UPDATE blobs SET touched = ?3 WHERE repository = ?1 AND digest = ?2")?
+        .prepare_cached(&format!("UPDATE {table} SET touched = ?3 WHERE repository = ?1 AND digest = ?2"))?
         .execute(params![repository, text(digest), now()])?;
     Ok(())
 }

@@ -36,7 +36,7 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 
 pub use self::access::{Access, Action, Credentials, Denial};
-pub use self::index::{Deleted, Garbage, Index, ManifestRow, PutManifest, SqliteIndex};
+pub use self::index::{Deleted, Garbage, GarbageRules, Index, ManifestRow, PutManifest, SqliteIndex};
 pub use self::names::{MAX_NAME_BYTES, MAX_TAG_BYTES, Reference, is_repository, is_tag};
 use crate::format::MAX_MANIFEST_BYTES;
 use crate::{Blobs, Digest, Error};
@@ -91,31 +91,37 @@ struct Inner {
 }
 
 /// How garbage is collected.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GarbageOptions {
     /// Only say what would go.
     pub dry_run: bool,
     /// How long something must be nobody's. Shorter than [`MIN_GARBAGE_AGE`] is not
     /// safe beside pushes.
     pub age: Duration,
-    /// Whether manifests go that no tag names. Who knows manifests by digest, as
-    /// releases do, wants them kept.
-    pub untagged: bool,
+    /// From which age on manifests go that no tag names and that are not `kept`; `None`
+    /// keeps all of them.
+    pub untagged_age: Option<Duration>,
+    /// Manifests that somebody knows by their digests, as releases do: repository and
+    /// digest.
+    pub kept: Arc<HashSet<(String, Digest)>>,
+    /// Who has repositories: the first parts of their names. Those of others go. `None`
+    /// is everybody.
+    pub owners: Option<Arc<HashSet<String>>>,
 }
 
 /// What was garbage.
 #[derive(Clone, Debug, Default)]
 pub struct GarbageReport {
+    /// Repositories of nobody.
+    pub repositories: Vec<String>,
     /// Manifests that repositories have no more.
     pub manifests: Vec<(String, Digest)>,
     /// Blobs that repositories have no more.
     pub blobs: Vec<(String, Digest)>,
     /// Uploads that were ended.
     pub uploads_count: usize,
-    /// Content that no repository has: gone from disk.
-    pub content: Vec<Digest>,
-    /// How much that was.
-    pub content_bytes: u64,
+    /// Content that no repository has, with its size: gone from disk.
+    pub content: Vec<(Digest, u64)>,
 }
 
 /// A manifest as it was pushed.
@@ -146,7 +152,7 @@ impl Default for RegistryLimits {
 
 impl Default for GarbageOptions {
     fn default() -> Self {
-        Self { dry_run: false, age: MIN_GARBAGE_AGE, untagged: false }
+        Self { dry_run: false, age: MIN_GARBAGE_AGE, untagged_age: None, kept: Arc::default(), owners: None }
     }
 }
 
@@ -205,13 +211,14 @@ impl Registry {
         Ok(Some(StoredManifest { digest, media_type: row.media_type, bytes }))
     }
 
-    /// Removes a repository. Its content is garbage then.
+    /// Removes all repositories of an owner: those whose names begin with `OWNER/`. Their
+    /// content is garbage then.
     ///
     /// # Errors
     /// [`Error::Index`].
-    pub async fn delete_repository(&self, repository: &str) -> Result<(), Error> {
-        let repository = repository.to_owned();
-        self.ask(move |index| index.delete_repository(&repository)).await
+    pub async fn delete_repositories(&self, owner: &str) -> Result<(), Error> {
+        let owner = owner.to_owned();
+        self.ask(move |index| index.delete_repositories(&owner)).await
     }
 
     /// Removes what nobody needs. Pushes may go on meanwhile.
@@ -219,10 +226,12 @@ impl Registry {
     /// # Errors
     /// [`Error::Index`], [`Error::Store`] and [`Error::File`].
     pub async fn collect_garbage(&self, options: GarbageOptions) -> Result<GarbageReport, Error> {
-        let GarbageOptions { dry_run, age, untagged } = options;
+        let GarbageOptions { dry_run, age, untagged_age, kept, owners } = options;
         let upload_age = self.0.limits.max_upload_age;
-        let garbage = self.ask(move |index| index.take_garbage(age, upload_age, untagged, dry_run)).await?;
+        let rules = GarbageRules { age, upload_age, untagged_age, kept, owners };
+        let garbage = self.ask(move |index| index.take_garbage(&rules, dry_run)).await?;
         let mut report = GarbageReport {
+            repositories: garbage.repositories,
             uploads_count: garbage.uploads.len(),
             manifests: garbage.manifests,
             blobs: garbage.blobs,
@@ -263,26 +272,9 @@ impl Registry {
             if !dry_run {
                 self.0.blobs.delete(&digest).await?;
             }
-            report.content.push(digest);
-            report.content_bytes += blob.size;
+            report.content.push((digest, blob.size));
         }
         Ok(report)
-    }
-
-    /// Collects garbage from time to time, for as long as it is polled.
-    pub async fn keep_clean(&self, options: GarbageOptions, every: Duration) {
-        loop {
-            tokio::time::sleep(every).await;
-            match self.collect_garbage(options).await {
-                Ok(report) if report.content.is_empty() => {}
-                Ok(report) => tracing::info!(
-                    blobs = report.content.len(),
-                    bytes = report.content_bytes,
-                    "the registry removed what nobody needs"
-                ),
-                Err(error) => tracing::error!(code = error.code(), "the registry cannot clean up: {error}"),
-            }
-        }
     }
 
     /// Asks the index, which waits for the disk.
