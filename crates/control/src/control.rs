@@ -18,7 +18,8 @@ use crate::{
     names::{AppName, ChangeNumber, Digest, Host, Label, OperationId, TeamId, TeamName, TokenId, UserId},
     plan,
     platform::{
-        AppKey, Change, ChangeKind, Deployment, Platform, Repository, ResourceKind, Snapshot, VariableValue,
+        AppKey, Change, ChangeKind, Deployment, LinkedResource, Platform, Repository, ResourceKind, Snapshot,
+        VariableValue,
     },
     policy::{Policy, TeamPolicy},
     seal::Key,
@@ -246,10 +247,17 @@ impl Control {
             .map_err(|error| Error::State(error.to_string()))??;
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
         for app in self.state.apps_that_serve(None).await? {
-            match self.state.app_by_id(app).await {
-                Ok(row) => self.refresh(row.key).await?,
-                Err(Error::NotFound { .. }) => {}
+            let key = match self.state.app_by_id(app).await {
+                Ok(row) => row.key,
+                Err(Error::NotFound { .. }) => continue,
                 Err(error) => return Err(error),
+            };
+            match self.refresh(key.clone()).await {
+                // It goes on as it was; the others are told all the same.
+                Err(Error::Platform(error)) => {
+                    tracing::warn!(app = %key, code = error.code, "what the policy grants now: {error}");
+                }
+                refreshed => refreshed?,
             }
         }
         Ok(())
@@ -448,14 +456,21 @@ impl Control {
         }
         let mut hosts = vec![self.host_of(&parts.app.team, &parts.app.name)?];
         hosts.extend(parts.domains);
+        let policy = self.policy_of(&parts.app.team);
+        // What the operator puts behind a label goes before what was behind it. What this version
+        // does not have is refused to a new release; one that serves goes on with what it had.
+        let is_own = |link: &LinkedResource| {
+            let mut files = policy.grants().files.iter();
+            !files.any(|file| file.kind == link.resource.kind && file.label == link.label)
+        };
         Ok(Deployment {
-            grants: Arc::clone(self.policy_of(&parts.app.team).grants()),
+            grants: Arc::clone(policy.grants()),
+            links: parts.links.into_iter().filter(is_own).collect(),
             app: parts.app,
             release: parts.release,
             image: parts.image,
             configuration: parts.configuration,
             variables,
-            links: parts.links,
             hosts,
         })
     }
@@ -503,6 +518,7 @@ impl Control {
             refused: verdict.refused,
             approvals: verdict.approvals,
             new_resources,
+            backends: plan::backends(&policy, &next),
             missing_variables: missing.map(|variable| variable.name.clone()).collect(),
         };
         Ok((plan, next))
@@ -565,7 +581,7 @@ pub(crate) fn needed(app: &AppKey, description: &ImageDescription, policy: &Team
     let of_kind = |kind| {
         plan::labels(description, kind)
             .into_iter()
-            .filter(move |label| !policy.has_backend(kind, label))
+            .filter(move |label| policy.backend(kind, label).is_none())
             .filter_map(move |label| {
                 let name = Label::new(&format!("{}.{label}", app.name)).ok()?;
                 Some(NewResource { kind, label: Label::new(label).ok()?, name })

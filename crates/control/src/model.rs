@@ -302,6 +302,10 @@ pub struct Plan {
     pub approvals: Vec<Approval>,
     /// Resources that will be made.
     pub new_resources: Vec<NewResource>,
+    /// What the operator has put behind labels, in the place of resources of the team, in
+    /// words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<String>,
     /// Variables that have to be set first.
     pub missing_variables: Vec<String>,
 }

@@ -79,10 +79,19 @@ pub(crate) fn judge(
     }
     for component in &next.components {
         for (capability, asked) in asked(component) {
-            if let Some(place) = policy.refuses(capability) {
+            let what = noun(capability, &asked.value);
+            let refused_label = capability
+                .resource()
+                .and_then(|kind| policy.refuses_label(kind, &asked.value));
+            if let Some((backend, place)) = refused_label {
                 refused.push(format!(
-                    "{} of component `{}`{} is not allowed by {place}",
-                    noun(capability, &asked.value),
+                    "{what} of component `{}`{} is of type `{backend}` by {place}, which this server does not have",
+                    component.id,
+                    at(asked.line),
+                ));
+            } else if let Some(place) = policy.refuses(capability) {
+                refused.push(format!(
+                    "{what} of component `{}`{} is not allowed by {place}",
                     component.id,
                     at(asked.line),
                 ));
@@ -111,6 +120,17 @@ pub(crate) fn judge(
         })
         .collect();
     Verdict { refused, approvals }
+}
+
+/// What the policy has put behind the labels that an app uses, in words.
+pub(crate) fn backends(policy: &TeamPolicy, next: &ImageDescription) -> Vec<String> {
+    let of_kind = |kind: ResourceKind| {
+        labels(next, kind).into_iter().filter_map(move |label| {
+            let (words, place) = policy.backend(kind, label)?;
+            Some(format!("{} `{label}` is {words}, by {place}", kind.noun()))
+        })
+    };
+    ResourceKind::ALL.into_iter().flat_map(of_kind).collect()
 }
 
 /// The labels of a kind that an app uses, in order.
@@ -254,6 +274,21 @@ mod tests {
         );
         assert_eq!(verdict.approvals.len(), 2);
         assert_eq!(verdict.approvals[0].key, "outbound https://evil.example");
+        let text = "[default.backends.sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://db.example\"\ntoken = \"t\"\n\
+                    [default.backends.sqlite_database.facts]\ntype = \"spin\"\npath = \"/srv/facts.db\"\n";
+        let backed = Policy::parse(Path::new("policy.toml"), text).unwrap();
+        let backed = backed.of(&TeamName::new("shop").unwrap());
+        let asks = image(&[], &["default", "facts", "own"]);
+        assert_eq!(
+            judge(backed, None, &asks, |_| None).refused,
+            ["sqlite database `default` of component `shop` (spin.toml:10) is of type `libsql` by \
+              `[default.backends.sqlite_database.default]` (policy.toml:1), which this server does not have"]
+        );
+        assert_eq!(
+            backends(backed, &asks)[1],
+            "sqlite database `facts` is the operator's file `/srv/facts.db`, by \
+             `[default.backends.sqlite_database.facts]` (policy.toml:5)"
+        );
         let fine =
             judge(policy, None, &image(&["https://{{ name }}.example.com"], &[]), |_| Some("a".to_owned()));
         assert!(fine.refused.is_empty());

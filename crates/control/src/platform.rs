@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
-use wisp_manifest::{RuntimeConfig, allowed_hosts::BlockedNetworks, model::Limits};
+use wisp_manifest::{allowed_hosts::BlockedNetworks, model::Limits};
 
 use crate::{
     description::ImageDescription,
@@ -295,8 +296,22 @@ pub struct Grants {
     pub limits: Limits,
     /// Its part of the CPU where apps compete, relative to others'. `None` is the usual one.
     pub cpu_weight: Option<u32>,
-    /// Where labels have another backend than the platform's own.
-    pub backends: RuntimeConfig,
+    /// Labels behind which the operator has put a file of this machine, in the place of a
+    /// resource of the team.
+    pub files: Vec<GrantedFile>,
+}
+
+/// A store or database of the operator's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantedFile {
+    /// What it is.
+    pub kind: ResourceKind,
+    /// The label that manifests give to it.
+    pub label: Label,
+    /// The file. Whoever is granted it shares it with all others who are.
+    pub path: PathBuf,
+    /// How many bytes it may hold.
+    pub quota_bytes: u64,
 }
 
 /// What is needed.

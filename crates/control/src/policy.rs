@@ -20,13 +20,14 @@ use wisp_manifest::{
     RuntimeConfig,
     allowed_hosts::{AllowedHost, BlockedNetworks},
     model::Limits,
+    runtime_config::{KeyValueBackend, SqliteBackend},
 };
 
 use crate::{
     description::line_of,
     error::{Error, Result},
-    names::TeamName,
-    platform::{Grants, ResourceKind},
+    names::{Label, TeamName},
+    platform::{GrantedFile, Grants, ResourceKind},
 };
 
 /// Largest policy file, in bytes: thousands of teams with rules of their own.
@@ -63,8 +64,17 @@ pub struct TeamPolicy {
     quotas: Quotas,
     /// What apps are granted.
     grants: Arc<Grants>,
-    /// Labels that the policy gives another backend than a resource of the platform.
-    backends: BTreeSet<(ResourceKind, String)>,
+    /// What is behind labels, where the policy says so.
+    backends: BTreeMap<(ResourceKind, Label), Listed<Backend>>,
+}
+
+/// What the operator has put behind a label, in the place of a resource of the team.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Backend {
+    /// A file of this machine.
+    File(PathBuf),
+    /// Something that this version cannot speak to: the name of its type.
+    Unknown(&'static str),
 }
 
 /// A kind of thing that an app may ask for.
@@ -267,9 +277,27 @@ impl TeamPolicy {
         self.approve.contains(&capability)
     }
 
-    /// Whether the policy says what is behind a label, so that no resource is made for it.
-    pub fn has_backend(&self, kind: ResourceKind, label: &str) -> bool {
-        self.backends.contains(&(kind, label.to_owned()))
+    /// What the policy says is behind a label, in words and with the place that says so. No
+    /// resource is made for such a label.
+    pub(crate) fn backend(&self, kind: ResourceKind, label: &str) -> Option<(String, &Place)> {
+        let label = Label::new(label).ok()?;
+        let Listed { entries, place } = self.backends.get(&(kind, label))?;
+        let words = match entries.first()? {
+            Backend::File(path) => format!("the operator's file `{}`", path.display()),
+            Backend::Unknown(name) => format!("a backend of type `{name}`"),
+        };
+        Some((words, place))
+    }
+
+    /// The place that refuses a label, since what it puts behind it cannot be had, and what that
+    /// is.
+    pub(crate) fn refuses_label(&self, kind: ResourceKind, label: &str) -> Option<(&'static str, &Place)> {
+        let label = Label::new(label).ok()?;
+        let Listed { entries, place } = self.backends.get(&(kind, label))?;
+        match entries.first()? {
+            Backend::File(_) => None,
+            Backend::Unknown(name) => Some((name, place)),
+        }
     }
 
     /// The place that refuses a kind of capability.
@@ -317,6 +345,15 @@ impl Capability {
         }
     }
 
+    /// The kind of resource that the capability is, if it is one.
+    pub fn resource(self) -> Option<ResourceKind> {
+        match self {
+            Self::KeyValue => Some(ResourceKind::KeyValue),
+            Self::Sqlite => Some(ResourceKind::Sqlite),
+            Self::Outbound | Self::AiModels => None,
+        }
+    }
+
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -340,6 +377,10 @@ impl RawTeam {
             (Some(own), Some(default)) => Some(own.or(default)),
             (own, default) => own.or(default),
         };
+        let backends = match (self.backends, default.backends) {
+            (Some(own), Some(default)) => Some(or_backends(own, default.into_inner())),
+            (own, default) => own.or(default),
+        };
         Self {
             capabilities: self.capabilities.or(default.capabilities),
             triggers: self.triggers.or(default.triggers),
@@ -347,11 +388,30 @@ impl RawTeam {
             open_networks: self.open_networks.or(default.open_networks),
             approve: self.approve.or(default.approve),
             cpu_weight: self.cpu_weight.or(default.cpu_weight),
-            backends: self.backends.or(default.backends),
+            backends,
             quotas,
             limits,
         }
     }
+}
+
+/// What a team says about labels, and what the default says about others.
+fn or_backends(own: Spanned<toml::Table>, default: toml::Table) -> Spanned<toml::Table> {
+    let span = own.span();
+    let mut backends = own.into_inner();
+    for (kind, labels) in default {
+        match (backends.get_mut(&kind), labels) {
+            (Some(toml::Value::Table(own)), toml::Value::Table(labels)) => {
+                for (label, backend) in labels {
+                    own.entry(label).or_insert(backend);
+                }
+            }
+            // What is no table is refused by whoever reads it.
+            (Some(_), _) => {}
+            (None, labels) => drop(backends.insert(kind, labels)),
+        }
+    }
+    Spanned::new(span, backends)
 }
 
 impl RawQuotas {
@@ -409,13 +469,17 @@ impl Reader<'_> {
                 place: self.place(&table, "triggers", listed.span().start),
             }
         });
-        let backends = self.backends(raw.backends.as_ref());
-        let labels = backends
-            .key_value_stores
-            .keys()
-            .map(|label| (ResourceKind::KeyValue, label.to_string()))
-            .chain(backends.sqlite_databases.keys().map(|label| (ResourceKind::Sqlite, label.to_string())))
-            .collect();
+        let backends = self.backends(&table, raw.backends.as_ref());
+        let quotas = quotas(raw.quotas.unwrap_or_default());
+        let files = backends.iter().filter_map(|((kind, label), listed)| match listed.entries.first()? {
+            Backend::File(path) => Some(GrantedFile {
+                kind: *kind,
+                label: label.clone(),
+                path: path.clone(),
+                quota_bytes: quotas.bytes_of(*kind),
+            }),
+            Backend::Unknown(_) => None,
+        });
         let grants = Grants {
             outbound: match &outbound {
                 Some(listed) => listed.entries.iter().map(|entry| entry.source().to_owned()).collect(),
@@ -424,16 +488,16 @@ impl Reader<'_> {
             blocked_networks: self.blocked(raw.open_networks.as_deref().unwrap_or_default()),
             limits: raw.limits.as_ref().map(|limits| self.limits(limits)).unwrap_or_default(),
             cpu_weight: raw.cpu_weight.as_ref().and_then(|weight| self.cpu_weight(weight)),
-            backends,
+            files: files.collect(),
         };
         TeamPolicy {
             capabilities,
             triggers,
             outbound,
             approve: raw.approve.iter().flatten().copied().collect(),
-            quotas: quotas(raw.quotas.unwrap_or_default()),
+            quotas,
             grants: Arc::new(grants),
-            backends: labels,
+            backends,
         }
     }
 
@@ -471,28 +535,80 @@ impl Reader<'_> {
         blocked
     }
 
-    /// Backends are written as in a runtime configuration, and checked by the same rules.
-    fn backends(&mut self, raw: Option<&Spanned<toml::Table>>) -> RuntimeConfig {
-        let Some(table) = raw else { return RuntimeConfig::default() };
-        for key in table.get_ref().keys() {
-            if !matches!(key.as_str(), "key_value_store" | "sqlite_database" | "llm_compute") {
-                let message = format!(
-                    "unknown backend `{key}`: use `key_value_store`, `sqlite_database` or `llm_compute`"
-                );
-                self.problem(table.span().start, &message);
-                return RuntimeConfig::default();
+    /// Backends are written as in a runtime configuration, and checked by the same rules. One of
+    /// type `spin` without a path is the platform's own, as without a word about it.
+    fn backends(
+        &mut self,
+        table: &Arc<str>,
+        raw: Option<&Spanned<toml::Table>>,
+    ) -> BTreeMap<(ResourceKind, Label), Listed<Backend>> {
+        let Some(written) = raw else { return BTreeMap::new() };
+        let start = written.span().start;
+        for key in written.get_ref().keys() {
+            if !matches!(key.as_str(), "key_value_store" | "sqlite_database") {
+                let message = format!("unknown backend `{key}`: use `key_value_store` or `sqlite_database`");
+                self.problem(start, &message);
+                return BTreeMap::new();
             }
         }
         let name = self.directory.join(format!("{} backends", self.file));
-        let parsed = RuntimeConfig::parse(&name, &table.get_ref().to_string());
-        match parsed {
+        let parsed = match RuntimeConfig::parse(&name, &written.get_ref().to_string()) {
             Ok(checked) => checked.value,
             Err(problems) => {
                 for problem in problems.iter() {
-                    self.problem(table.span().start, &problem.rule);
+                    self.problem(start, &problem.rule);
                 }
-                RuntimeConfig::default()
+                return BTreeMap::new();
             }
+        };
+        let file = |path: &Option<PathBuf>| {
+            path.as_ref().map(|path| Backend::File(self.directory.join(path)))
+        };
+        let stores = parsed.key_value_stores.iter().map(|(label, backend)| {
+            let backend = match backend {
+                KeyValueBackend::Embedded { path } => file(path),
+                KeyValueBackend::Redis { .. } => Some(Backend::Unknown("redis")),
+                KeyValueBackend::AzureCosmos { .. } => Some(Backend::Unknown("azure_cosmos")),
+                KeyValueBackend::AwsDynamo { .. } => Some(Backend::Unknown("aws_dynamo")),
+            };
+            (ResourceKind::KeyValue, label, backend)
+        });
+        let databases = parsed.sqlite_databases.iter().map(|(label, backend)| {
+            let backend = match backend {
+                SqliteBackend::Embedded { path, .. } => file(path),
+                SqliteBackend::Libsql { .. } => Some(Backend::Unknown("libsql")),
+            };
+            (ResourceKind::Sqlite, label, backend)
+        });
+        let mut backends = BTreeMap::new();
+        for (kind, label, backend) in stores.chain(databases) {
+            let Some(backend) = backend else { continue };
+            let key = match kind {
+                ResourceKind::KeyValue => "key_value_store",
+                ResourceKind::Sqlite => "sqlite_database",
+            };
+            match Label::new(label.as_str()) {
+                Ok(named) => {
+                    let place = self.place_of_table(table, &format!("backends.{key}.{label}"), start);
+                    backends.insert((kind, named), Listed { entries: vec![backend], place });
+                }
+                Err(error) => self.problem(start, &error),
+            }
+        }
+        backends
+    }
+
+    /// The place of a table's head, of this team or of the default; another offset's if it is
+    /// written in another way.
+    fn place_of_table(&self, table: &Arc<str>, rest: &str, offset_bytes: usize) -> Place {
+        let found = [&**table, "default"].into_iter().find_map(|table| {
+            let name = format!("{table}.{rest}");
+            let index = self.text.lines().position(|line| line.trim() == format!("[{name}]"))?;
+            Some((name, u32::try_from(index + 1).unwrap_or(u32::MAX)))
+        });
+        match found {
+            Some((name, line)) => Place { file: Arc::clone(&self.file), table: name.into(), line },
+            None => self.place(table, rest, offset_bytes),
         }
     }
 
@@ -594,8 +710,18 @@ cpu_time = "10s"
 memory_bytes = 1000
 
 [default.backends.key_value_store.shared]
+type = "spin"
+path = "shared.db"
+
+[default.backends.key_value_store.own]
+type = "spin"
+
+[default.backends.key_value_store.far]
 type = "redis"
 url = "redis://localhost:6379"
+
+[team.shop.backends.key_value_store.later]
+type = "spin"
 
 [team.shop]
 outbound = ["*://*:*"]
@@ -627,8 +753,15 @@ memory_bytes = 2000
         assert_eq!(shop.grants().limits.memory_bytes, Some(2000));
         assert_eq!((shop.grants().cpu_weight, other.grants().cpu_weight), (Some(400), None));
         assert_eq!(shop.grants().limits.cpu_time, Some(Duration::from_secs(10)));
-        assert!(shop.has_backend(ResourceKind::KeyValue, "shared"));
-        assert!(!shop.has_backend(ResourceKind::Sqlite, "shared"));
+        let (words, place) = shop.backend(ResourceKind::KeyValue, "shared").unwrap();
+        assert_eq!(words, "the operator's file `/etc/wisp/shared.db`");
+        assert_eq!(place.to_string(), "`[default.backends.key_value_store.shared]` (policy.toml:9)");
+        assert_eq!(shop.grants().files[0].quota_bytes, 1 << 30);
+        assert!(shop.refuses_label(ResourceKind::KeyValue, "shared").is_none());
+        assert!(shop.backend(ResourceKind::KeyValue, "own").is_none(), "the platform's own");
+        assert!(shop.backend(ResourceKind::Sqlite, "shared").is_none());
+        let (kind, place) = shop.refuses_label(ResourceKind::KeyValue, "far").unwrap();
+        assert_eq!((kind, place.line), ("redis", 16));
         let inside = "10.1.2.3".parse().unwrap();
         assert!(other.grants().blocked_networks.blocks(inside));
         assert!(!shop.grants().blocked_networks.blocks(inside));

@@ -903,7 +903,12 @@ impl Releases for Descriptions {
         }
         let links = |kind: ResourceKind| -> IndexMap<String, StoreFile> {
             let of_kind = deployment.links.iter().filter(|link| link.resource.kind == kind);
-            of_kind.map(|link| (link.label.to_string(), store_file(stores, &link.resource))).collect()
+            let own = of_kind.map(|link| (link.label.to_string(), store_file(stores, &link.resource)));
+            let granted = deployment.grants.files.iter().filter(|file| file.kind == kind).map(|file| {
+                let of_operator = StoreFile { path: file.path.clone(), max_bytes: file.quota_bytes };
+                (file.label.to_string(), of_operator)
+            });
+            own.chain(granted).collect()
         };
         let Grants { outbound, blocked_networks, limits, cpu_weight, .. } = &*deployment.grants;
         let granted = outbound.iter().map(|pattern| AllowedHost::parse(pattern));
@@ -934,10 +939,8 @@ fn release_id(deployment: &Deployment) -> ReleaseId {
         hasher.update(format!("{} {} {}\n", link.label, resource.id, resource.quota_bytes));
     }
     let grants = &*deployment.grants;
-    hasher.update(format!(
-        "{:?} {:?} {:?} {:?}",
-        grants.outbound, grants.blocked_networks, grants.limits, grants.cpu_weight
-    ));
+    let Grants { outbound, blocked_networks, limits, cpu_weight, files } = grants;
+    hasher.update(format!("{outbound:?} {blocked_networks:?} {limits:?} {cpu_weight:?} {files:?}"));
     let mut revision = [0; 8];
     revision.copy_from_slice(&hasher.finalize()[..8]);
     ReleaseId {

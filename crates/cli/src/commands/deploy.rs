@@ -9,9 +9,12 @@ use clap::Args;
 use reqwest::{Method, StatusCode, Url, header};
 use serde::Serialize;
 use serde_json::json;
-use wisp_control::model::{AppSummary, ErrorBody, Operation, Plan, Progress};
+use wisp_control::{
+    Asked, ImageDescription,
+    model::{AppSummary, ErrorBody, Operation, Plan, Progress},
+};
 use wisp_image::{Image, Layer, PackOptions};
-use wisp_manifest::App;
+use wisp_manifest::{App, MANIFEST_FILE_NAME};
 
 use super::{build::build_app, common::unwrap_checked};
 use crate::{
@@ -106,11 +109,36 @@ impl Deploy {
         };
         let image = wisp_image::pack(&app, &PackOptions::default())?;
         timed(&mut steps, "pack", started.elapsed(), &format!("{} KiB", image.size().div_ceil(1 << 10)));
-        block_on(self.deploy(&name, &image, started, steps))
+        block_on(self.deploy(&app, &name, &image, started, steps))
+    }
+
+    /// A refusal with the line of the manifest that asks: images do not have the lines of what
+    /// they were made of, but whoever deploys has the manifest at hand.
+    fn with_lines(&self, refused: &str, app: &App) -> String {
+        let path = if self.from.is_dir() { self.from.join(MANIFEST_FILE_NAME) } else { self.from.clone() };
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let description = ImageDescription::of_app(app, &text);
+        for component in &description.components {
+            let asked = [
+                &component.outbound,
+                &component.key_value_stores,
+                &component.sqlite_databases,
+                &component.ai_models,
+            ];
+            for Asked { value, line } in asked.into_iter().flatten() {
+                let written = format!("`{value}` of component `{}` ({MANIFEST_FILE_NAME})", component.id);
+                if let (true, Some(line)) = (refused.contains(&written), line) {
+                    let place = format!("({MANIFEST_FILE_NAME})");
+                    return refused.replacen(&place, &format!("({MANIFEST_FILE_NAME}:{line})"), 1);
+                }
+            }
+        }
+        refused.to_owned()
     }
 
     async fn deploy(
         &self,
+        app: &App,
         name: &str,
         image: &Image,
         started: Instant,
@@ -128,7 +156,8 @@ impl Deploy {
             self.variable.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
         let asked = json!({ "image": image.digest.to_string(), "variables": variables });
         let url = client.at_team(&["apps", name, "plans"]).await?;
-        let plan: Plan = client.call(Method::POST, url, Some(&asked)).await?;
+        let mut plan: Plan = client.call(Method::POST, url, Some(&asked)).await?;
+        plan.refused = plan.refused.iter().map(|refused| self.with_lines(refused, app)).collect();
         timed(&mut steps, "plan", planning.elapsed(), "");
         show_plan(&plan);
         if self.plan {
@@ -297,6 +326,9 @@ fn show_plan(plan: &Plan) {
             "  makes {} `{}` for label `{}`",
             resource.kind, resource.name, resource.label
         ));
+    }
+    for backend in &plan.backends {
+        output::note(&format!("  {backend}"));
     }
     for refused in &plan.refused {
         output::note(&format!("  refused: {refused}"));

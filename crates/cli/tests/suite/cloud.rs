@@ -363,6 +363,49 @@ fn an_app_reaches_no_private_network_unless_the_policy_opens_it() {
 }
 
 #[test]
+fn the_policy_says_what_is_behind_a_label() {
+    if !have(&[GUEST]) {
+        return;
+    }
+    let cloud = Cloud::new();
+    fs::write(cloud.path("wisp.toml"), "policy = \"policy.toml\"\n").unwrap();
+    let shared = "[default.backends.key_value_store.default]\ntype = \"spin\"\npath = \"shared.db\"\n";
+    fs::write(cloud.path("policy.toml"), shared).unwrap();
+    let running = cloud.start();
+    let shop = cloud.operator(&running, "shop");
+    let blog = shop.in_team("blog");
+    for team in [&shop, &blog] {
+        let finished = team.try_deploy(&cloud.app("guest", &guest_manifest("1")), &["--app", "guest"]);
+        assert!(finished.status.success(), "{}", finished.stderr);
+        assert!(finished.stderr.contains("the operator's file `"), "{}", finished.stderr);
+    }
+    // What one writes the other reads: the operator wants it so.
+    running.get(&shop.host("guest"), "/kv/set?key=k&value=shared").ok();
+    assert_eq!(running.get(&blog.host("guest"), "/kv/get?key=k").ok(), "shared");
+    assert!(cloud.path("shared.db").is_file());
+    let made = shop.of_team("GET", "resources", None).to_string();
+    assert!(!made.contains("key-value") && made.contains("sqlite"), "only the database is the team's: {made}");
+    // A label that leads nowhere here is refused, and both lines are named.
+    let far = "[default.backends.key_value_store.default]\ntype = \"redis\"\nurl = \"redis://localhost\"\n";
+    fs::write(cloud.path("policy.toml"), format!("# far away\n{far}")).unwrap();
+    running.signal(rustix::process::Signal::HUP);
+    let end = Instant::now() + WAIT_LIMIT;
+    let refused = loop {
+        let tried = shop.try_deploy(&cloud.app("guest", &guest_manifest("2")), &["--app", "guest"]);
+        if !tried.status.success() {
+            break tried;
+        }
+        assert!(Instant::now() < end, "the policy is not read again");
+    };
+    let expected = [
+        "error[WISP-E0908]: key-value store `default` of component `rust-sdk5` (spin.toml:",
+        ") is of type `redis` by `[default.backends.key_value_store.default]` (policy.toml:2)",
+    ];
+    assert!(expected.iter().all(|part| refused.stderr.contains(part)), "{}", refused.stderr);
+    running.stop();
+}
+
+#[test]
 fn migrations_come_with_a_release_and_are_applied_once() {
     if !have(&[GUEST]) {
         return;

@@ -254,6 +254,12 @@ pub(super) async fn set_link(
     let kind = kind(&path.kind)?;
     let label = Label::new(&path.label)?;
     let resource = control.state.resource(team.team, kind, body.resource).await?;
+    if let Some((backend, place)) = control.policy_of(&team.name).backend(kind, label.as_str()) {
+        return Err(Error::Conflict {
+            message: format!("the label `{label}` is {backend}, by {place}"),
+            hint: Some("give the store another label in the manifest".to_owned()),
+        });
+    }
     let link = Link { kind, label: label.clone(), resource: resource.name.clone() };
     control.state.set_link(Actor::from(&team.caller), app.key.clone(), label, resource).await?;
     control.refresh(app.key).await?;
