@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::{
     access::{Caller, Role, Scope, Scopes},
@@ -216,7 +217,8 @@ impl Control {
     /// What is kept under a name for whoever gets certificates.
     pub async fn certificate(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let sealed = self.state.certificate(name.to_owned()).await?;
-        sealed.map(|sealed| self.envelope.open(&format!("{CERTIFICATE} {name}"), &sealed)).transpose()
+        let open = |sealed: Vec<u8>| self.envelope.open(&format!("{CERTIFICATE} {name}"), &sealed);
+        Ok(sealed.map(open).transpose()?.map(|value| value.to_vec()))
     }
 
     /// Every name that something is kept under.
@@ -425,7 +427,7 @@ impl Control {
 
     /// Opens what [`seal`](Self::seal) sealed.
     pub(crate) fn open_sealed(&self, belongs_to: &str, sealed: &[u8]) -> Result<Vec<u8>> {
-        self.envelope.open(belongs_to, sealed)
+        Ok(self.envelope.open(belongs_to, sealed)?.to_vec())
     }
 
     /// Makes a variable as it is kept.
@@ -449,10 +451,9 @@ impl Control {
         let mut variables = std::collections::BTreeMap::new();
         let declared = &parts.description.variables;
         for variable in parts.variables {
-            let value = self.open_variable(team, &variable).await?;
-            let is_declared = |name: &str| declared.iter().any(|one| one.name == name && one.is_secret);
-            let is_secret = variable.is_secret || is_declared(&variable.name);
-            variables.insert(variable.name, VariableValue { value: value.into(), is_secret });
+            let mut value = self.value_of(team, variable.clone()).await?;
+            value.is_secret |= declared.iter().any(|one| one.name == variable.name && one.is_secret);
+            variables.insert(variable.name, value);
         }
         let mut hosts = vec![self.host_of(&parts.app.team, &parts.app.name)?];
         hosts.extend(parts.domains);
@@ -490,17 +491,17 @@ impl Control {
         };
         let mut values = HashMap::new();
         for variable in self.state.variables(app.configuration).await? {
-            let value = self.open_variable(app.key.team_id, &variable).await?;
-            values.insert(variable.name, value);
+            let name = variable.name.clone();
+            values.insert(name, self.value_of(app.key.team_id, variable).await?.open()?);
         }
-        values.extend(given.iter().map(|(name, value)| (name.clone(), value.clone())));
+        values.extend(given.iter().map(|(name, value)| (name.clone(), Zeroizing::new(value.clone()))));
         let policy = self.policy_of(&app.key.team);
         let verdict = plan::judge(&policy, current.as_ref(), &next, |name| {
             let default = || {
                 let variable = next.variables.iter().find(|variable| variable.name == name)?;
                 variable.default.clone()
             };
-            values.get(name).cloned().or_else(default)
+            values.get(name).map(|value| value.to_string()).or_else(default)
         });
         let missing = next
             .variables
@@ -544,12 +545,16 @@ impl Control {
         });
     }
 
-    async fn open_variable(&self, team: TeamId, variable: &StoredVariable) -> Result<String> {
-        let bytes = match variable.is_secret {
-            true => self.team_key(team).await?.open(&secret_of(team, &variable.name), &variable.value)?,
-            false => variable.value.clone(),
-        };
-        String::from_utf8(bytes).map_err(|_| Error::State("a variable is not UTF-8".to_owned()))
+    /// A variable's value as it is kept; a secret is not opened.
+    async fn value_of(&self, team: TeamId, variable: StoredVariable) -> Result<VariableValue> {
+        let StoredVariable { name, value, is_secret } = variable;
+        if is_secret {
+            let key = self.team_key(team).await?;
+            return Ok(VariableValue::sealed(key, secret_of(team, &name), value));
+        }
+        let text = std::str::from_utf8(&value);
+        let text = text.map_err(|_| Error::State("a variable is not UTF-8".to_owned()))?;
+        Ok(VariableValue::plain(text, false))
     }
 
     async fn team_key(&self, team: TeamId) -> Result<Arc<Key>> {

@@ -4,6 +4,7 @@
 //! taken twice, so a process that finds a step begun begins it again.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -237,8 +238,12 @@ impl Running {
         let policy = self.control.policy_of(&parts.app.team);
         let description = parts.description.clone();
         let deployment = self.control.deployment(parts).await?;
+        let mut values = HashMap::new();
+        for (name, variable) in &deployment.variables {
+            values.insert(name, variable.open()?);
+        }
         let verdict = plan::judge(&policy, Some(&description), &description, |name| {
-            let set = deployment.variables.get(name).map(|variable| variable.value.to_string());
+            let set = values.get(&name.to_owned()).map(|value| value.to_string());
             let default = || {
                 let variable = description.variables.iter().find(|variable| variable.name == name)?;
                 variable.default.clone()

@@ -51,10 +51,7 @@ impl Control {
             items.extend(gone.into_iter().map(|number| release_item(&app.to_string(), number)));
         }
         // Read once the releases are gone: whoever goes back to one of the others finds all of it.
-        let kept = Kept {
-            images: self.state.images(going).await?,
-            teams: self.state.team_names().await?,
-        };
+        let kept = Kept { images: self.state.images(going).await?, teams: self.state.team_names().await? };
         items.extend(self.platform.collect_garbage(&kept, is_only_asked).await?);
         Ok(report(items, !is_only_asked))
     }

@@ -33,7 +33,8 @@
 //! # Secrets at rest
 //!
 //! Tokens are kept as digests. Variables that are secret, answers that are kept for
-//! idempotency keys, and certificates are sealed.
+//! idempotency keys, and certificates are sealed. Secrets of variables stay sealed in memory,
+//! too: whoever runs a release opens them ([`VariableValue::open`]).
 
 #![forbid(unsafe_code)]
 
@@ -61,9 +62,9 @@ pub use description::{
 };
 pub use error::{Error, Result};
 pub use platform::{
-    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, GrantedFile, Grants, Kept, LinkedResource,
-    LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository,
-    Resource, ResourceKind, Snapshot, SqlAnswer, SqlStatement, VariableValue,
+    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, GrantedFile, Grants, Kept,
+    LinkedResource, LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformErrorKind,
+    PlatformResult, Repository, Resource, ResourceKind, Snapshot, SqlAnswer, SqlStatement, VariableValue,
 };
 pub use policy::Policy;
 pub use seal::ENVELOPE_KEY_VARIABLE;

@@ -80,9 +80,8 @@ pub(crate) fn judge(
     for component in &next.components {
         for (capability, asked) in asked(component) {
             let what = noun(capability, &asked.value);
-            let refused_label = capability
-                .resource()
-                .and_then(|kind| policy.refuses_label(kind, &asked.value));
+            let refused_label =
+                capability.resource().and_then(|kind| policy.refuses_label(kind, &asked.value));
             if let Some((backend, place)) = refused_label {
                 refused.push(format!(
                     "{what} of component `{}`{} is of type `{backend}` by {place}, which this server does not have",

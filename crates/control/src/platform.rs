@@ -19,14 +19,17 @@ use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 use wisp_manifest::{allowed_hosts::BlockedNetworks, model::Limits};
+use zeroize::Zeroizing;
 
 use crate::{
     description::ImageDescription,
+    error::Error,
     model::{CertificateStatus, GarbageItem},
     names::{
         AppId, AppName, ChangeNumber, ConfigurationId, Digest, Host, Label, ReleaseNumber, ResourceId,
         TeamId, TeamName,
     },
+    seal::Key,
 };
 
 /// Largest key of a key-value store that people may use through the API, in bytes. Longer ones
@@ -153,10 +156,7 @@ pub trait Platform: Send + Sync + 'static {
     fn proves_domain<'a>(&'a self, proof: &'a DomainProof) -> BoxFuture<'a, PlatformResult<bool>>;
 
     /// How a host stands with its certificate; nothing where there is no `https`.
-    fn certificate<'a>(
-        &'a self,
-        host: &'a Host,
-    ) -> BoxFuture<'a, PlatformResult<Option<CertificateStatus>>>;
+    fn certificate<'a>(&'a self, host: &'a Host) -> BoxFuture<'a, PlatformResult<Option<CertificateStatus>>>;
 
     /// How the app is, for people: a word such as `serving`, and what is wrong if anything.
     fn health<'a>(&'a self, app: &'a AppKey) -> BoxFuture<'a, PlatformResult<AppHealth>>;
@@ -235,13 +235,19 @@ pub struct Deployment {
     pub grants: Arc<Grants>,
 }
 
-/// A variable's value.
-#[derive(Clone, PartialEq, Eq)]
+/// A variable's value. A secret is sealed, and opened by whoever needs it for as long as they
+/// do: there are many apps, and few of them are loaded.
+#[derive(Clone)]
 pub struct VariableValue {
-    /// The value.
-    pub value: Arc<str>,
+    held: Held,
     /// Whether it must be kept out of messages and logs.
     pub is_secret: bool,
+}
+
+#[derive(Clone)]
+enum Held {
+    Plain(Arc<str>),
+    Sealed { key: Arc<Key>, belongs_to: Box<str>, sealed: Arc<[u8]> },
 }
 
 /// A resource under a label of an app.
@@ -499,12 +505,41 @@ impl fmt::Display for ResourceKind {
     }
 }
 
+impl VariableValue {
+    /// A value that was never sealed.
+    pub(crate) fn plain(value: &str, is_secret: bool) -> Self {
+        Self { held: Held::Plain(value.into()), is_secret }
+    }
+
+    /// A secret as it is kept.
+    pub(crate) fn sealed(key: Arc<Key>, belongs_to: String, sealed: Vec<u8>) -> Self {
+        let held = Held::Sealed { key, belongs_to: belongs_to.into(), sealed: sealed.into() };
+        Self { held, is_secret: true }
+    }
+
+    /// The value. What comes back is overwritten when it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Sealed`] if it was altered.
+    pub fn open(&self) -> Result<Zeroizing<String>, Error> {
+        match &self.held {
+            Held::Plain(value) => Ok(Zeroizing::new(value.to_string())),
+            Held::Sealed { key, belongs_to, sealed } => {
+                let bytes = key.open(belongs_to, sealed)?;
+                let text = std::str::from_utf8(&bytes);
+                let text = text.map_err(|_| Error::State("a variable is not UTF-8".to_owned()))?;
+                Ok(Zeroizing::new(text.to_owned()))
+            }
+        }
+    }
+}
+
 /// Secrets stay out of messages.
 impl fmt::Debug for VariableValue {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.is_secret {
-            true => formatter.write_str("(secret)"),
-            false => fmt::Debug::fmt(&self.value, formatter),
+        match &self.held {
+            Held::Plain(value) if !self.is_secret => fmt::Debug::fmt(value, formatter),
+            _ => formatter.write_str("(secret)"),
         }
     }
 }

@@ -561,9 +561,8 @@ impl Reader<'_> {
                 return BTreeMap::new();
             }
         };
-        let file = |path: &Option<PathBuf>| {
-            path.as_ref().map(|path| Backend::File(self.directory.join(path)))
-        };
+        let directory = self.directory.clone();
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| Backend::File(directory.join(path)));
         let stores = parsed.key_value_stores.iter().map(|(label, backend)| {
             let backend = match backend {
                 KeyValueBackend::Embedded { path } => file(path),

@@ -16,6 +16,7 @@ use std::{
 };
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use zeroize::Zeroizing;
 
 use crate::{
     credential::random_bytes,
@@ -61,8 +62,8 @@ impl Key {
 
     /// A new key, and the same wrapped by this one.
     pub(crate) fn new_wrapped(&self, belongs_to: &str) -> Result<(Self, Vec<u8>)> {
-        let bytes = random_bytes::<KEY_BYTES>()?;
-        Ok((Self::from_bytes(&bytes)?, self.seal(belongs_to, &bytes)?))
+        let bytes = Zeroizing::new(random_bytes::<KEY_BYTES>()?);
+        Ok((Self::from_bytes(&*bytes)?, self.seal(belongs_to, &*bytes)?))
     }
 
     /// A key that was wrapped by this one.
@@ -84,16 +85,18 @@ impl Key {
         Ok([nonce.as_slice(), &sealed].concat())
     }
 
-    /// Opens a sealed value.
-    pub(crate) fn open(&self, belongs_to: &str, sealed: &[u8]) -> Result<Vec<u8>> {
+    /// Opens a sealed value. What comes back is overwritten when it is dropped.
+    pub(crate) fn open(&self, belongs_to: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         let (nonce, rest) = sealed.split_at_checked(NONCE_LEN).ok_or(Error::Sealed)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Error::Sealed)?;
-        let mut rest = rest.to_vec();
+        let mut rest = Zeroizing::new(rest.to_vec());
         let opened = self
             .0
             .open_in_place(nonce, Aad::from(belongs_to.as_bytes()), &mut rest)
             .map_err(|_| Error::Sealed)?;
-        Ok(opened.to_vec())
+        let length = opened.len();
+        rest.truncate(length);
+        Ok(rest)
     }
 
     fn from_hex(text: &str, from: &str) -> Result<Self> {
@@ -140,7 +143,7 @@ mod tests {
         let (key, wrapped) = envelope.new_wrapped("team 1").unwrap();
         let sealed = key.seal("team 1 key", b"value").unwrap();
         let again = Key::envelope(&file, None).unwrap().unwrap_key("team 1", &wrapped).unwrap();
-        assert_eq!(again.open("team 1 key", &sealed).unwrap(), b"value");
+        assert_eq!(**again.open("team 1 key", &sealed).unwrap(), *b"value");
         assert!(again.open("team 1 other", &sealed).is_err());
         assert!(envelope.unwrap_key("team 2", &wrapped).is_err());
         let mut altered = sealed.clone();

@@ -38,8 +38,8 @@ mod server;
 mod settings;
 
 pub use backup::{BackupHeader, BackupReport, backup, restore};
-pub use compile::{CompileLimits, compile_image};
 pub(crate) use compile::Compiler;
+pub use compile::{CompileLimits, compile_image};
 pub use error::Error;
 pub use layout::DataDirectory;
 pub use log_store::{LogLimits, LogStore};

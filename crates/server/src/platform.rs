@@ -28,8 +28,8 @@ use wisp_capability::{
 };
 use wisp_control::{
     AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, ImageDescription,
-    Kept, LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository, Resource,
-    ResourceKind, SqlAnswer, SqlStatement,
+    Kept, LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository,
+    Resource, ResourceKind, SqlAnswer, SqlStatement,
     model::{CertificateStatus, GarbageItem},
     names::{AppId, Digest, Host, ReleaseNumber, TeamName},
 };
@@ -41,7 +41,12 @@ use wisp_node::{
     Swapped,
 };
 
-use crate::{Compiler, DataDirectory, Error, LogStore, certificates::Tls, garbage::{InUse, KnownSources, Places}, images::Images};
+use crate::{
+    Compiler, DataDirectory, Error, LogStore,
+    certificates::Tls,
+    garbage::{InUse, KnownSources, Places},
+    images::Images,
+};
 
 /// The folder of an unpacked image that holds its migrations.
 const MIGRATIONS_FOLDER: &str = "migrations";
@@ -325,10 +330,11 @@ impl Machine {
     /// # Errors
     /// If the image cannot be read.
     pub(crate) fn sources_in(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-        let app = App::read_file(&folder.join(wisp_manifest::LOCKED_FILE_NAME), None).map_err(|problems| {
-            let cause = std::io::Error::other(problems.to_string());
-            Error::DataDirectory { path: folder.to_owned(), cause }
-        })?;
+        let app =
+            App::read_file(&folder.join(wisp_manifest::LOCKED_FILE_NAME), None).map_err(|problems| {
+                let cause = std::io::Error::other(problems.to_string());
+                Error::DataDirectory { path: folder.to_owned(), cause }
+            })?;
         Ok(Self::sources(folder, &app.value))
     }
 
@@ -899,7 +905,8 @@ impl Releases for Descriptions {
         for (name, value) in &deployment.variables {
             let name =
                 VariableName::new(name).map_err(|error| refused(format!("variable `{name}`: {error}")))?;
-            variables.push((name, Value::from(&*value.value)));
+            let value = value.open().map_err(|error| refused(format!("variable `{name}`: {error}")))?;
+            variables.push((name, Value::from(value.as_str())));
         }
         let links = |kind: ResourceKind| -> IndexMap<String, StoreFile> {
             let of_kind = deployment.links.iter().filter(|link| link.resource.kind == kind);

@@ -36,6 +36,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use wisp_manifest::id::{MAX_NAME_BYTES, VariableName};
+use zeroize::Zeroizing;
 
 pub use environment::{DEFAULT_PREFIX, Environment};
 pub use flag::parse_flag;
@@ -56,9 +57,10 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// How much of a name from a guest is repeated in an error.
 const SHOWN_NAME_CHARACTERS: usize = 64;
 
-/// The value of a variable, to be kept out of logs and messages.
+/// The value of a variable, to be kept out of logs and messages. It is overwritten when the
+/// last one who has it drops it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Value(Arc<str>);
+pub struct Value(Arc<Zeroizing<String>>);
 
 /// What a component may read.
 ///
@@ -79,13 +81,13 @@ impl Value {
 
 impl From<String> for Value {
     fn from(text: String) -> Self {
-        Self(text.into())
+        Self(Arc::new(Zeroizing::new(text)))
     }
 }
 
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
-        Self(text.into())
+        text.to_owned().into()
     }
 }
 

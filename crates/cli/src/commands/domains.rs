@@ -102,7 +102,8 @@ impl Domains {
                         [domain.host.to_string(), state.to_owned(), certificate]
                     };
                     let rows = table(["domain", "state", "certificate"], domains.iter().map(row).collect());
-                    let why = domains.iter().filter_map(|domain| Some((domain, domain.certificate.as_ref()?)));
+                    let why =
+                        domains.iter().filter_map(|domain| Some((domain, domain.certificate.as_ref()?)));
                     why.filter_map(|(domain, certificate)| complaint(domain.host.as_str(), certificate))
                         .fold(rows, |text, complaint| text + "\n" + &complaint)
                 });

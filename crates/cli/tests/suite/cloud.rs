@@ -384,7 +384,10 @@ fn the_policy_says_what_is_behind_a_label() {
     assert_eq!(running.get(&blog.host("guest"), "/kv/get?key=k").ok(), "shared");
     assert!(cloud.path("shared.db").is_file());
     let made = shop.of_team("GET", "resources", None).to_string();
-    assert!(!made.contains("key-value") && made.contains("sqlite"), "only the database is the team's: {made}");
+    assert!(
+        !made.contains("key-value") && made.contains("sqlite"),
+        "only the database is the team's: {made}"
+    );
     // A label that leads nowhere here is refused, and both lines are named.
     let far = "[default.backends.key_value_store.default]\ntype = \"redis\"\nurl = \"redis://localhost\"\n";
     fs::write(cloud.path("policy.toml"), format!("# far away\n{far}")).unwrap();

@@ -112,7 +112,7 @@ async fn other_variables_make_a_release_without_compiling() {
     let operation = world.ask(Method::PATCH, &secrets, Some(&alice), Some(&set)).await.ok().json();
     world.wait(&alice, "shop", &operation).await;
     let serving = world.machine.serving.lock().unwrap().get(&AppId(1)).unwrap().clone();
-    assert_eq!(&*serving.variables["password"].value, SECRET);
+    assert_eq!(**serving.variables["password"].open().unwrap(), *SECRET);
     assert!(serving.variables["password"].is_secret);
     assert!(!format!("{serving:?}").contains(SECRET));
     let shown = world.get(&path, &alice).await.ok();
@@ -257,7 +257,7 @@ async fn variables_that_are_required_come_first() {
     let operation = world.post(&path, &alice, json!({ "image": image })).await.ok().json();
     assert_eq!(world.wait(&alice, "shop", &operation).await["progress"], "done");
     let serving = world.machine.serving.lock().unwrap().get(&AppId(1)).unwrap().clone();
-    assert_eq!(&*serving.variables["key"].value, "value");
+    assert_eq!(**serving.variables["key"].open().unwrap(), *"value");
 }
 
 #[tokio::test]

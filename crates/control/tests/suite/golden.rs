@@ -116,7 +116,7 @@ async fn what_every_version_wrote_opens() {
         let world = World::open(folder, Arc::new(Machine::default())).await;
         let snapshot = world.control.snapshot().await.unwrap();
         let [web] = snapshot.deployments.as_slice() else { panic!("{snapshot:?}") };
-        assert_eq!(&*web.variables["password"].value, SECRET);
+        assert_eq!(**web.variables["password"].open().unwrap(), *SECRET);
         assert_eq!(
             web.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["web.shop.localhost", "www.example.com"]

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
 use rusqlite::types::ValueRef;
 use wisp_control::{
-    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, Kept, LogQuery,
-    LogRecord, LogStream, Platform, PlatformError, PlatformResult, Repository, Resource, ResourceKind,
-    SqlAnswer, SqlStatement,
+    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, Kept,
+    LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformResult, Repository, Resource,
+    ResourceKind, SqlAnswer, SqlStatement,
     model::{CertificateStatus, GarbageItem, GarbageKind},
     names::{AppId, ChangeNumber, Digest, Host, ReleaseNumber, ResourceId, TeamName},
 };
@@ -178,7 +178,8 @@ impl Platform for Machine {
     ) -> BoxFuture<'a, PlatformResult<Vec<GarbageItem>>> {
         async move {
             let mut images = self.images.lock().unwrap();
-            let going: Vec<_> = images.keys().filter(|image| !kept.images.contains(*image)).cloned().collect();
+            let going: Vec<_> =
+                images.keys().filter(|image| !kept.images.contains(*image)).cloned().collect();
             let mut items = Vec::new();
             for (repository, digest) in going {
                 let name = format!("{repository} {digest}");

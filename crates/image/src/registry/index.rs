@@ -518,9 +518,7 @@ impl Index for SqliteIndex {
             for table in ["manifests", "blobs", "uploads"] {
                 // `0` comes after `/`, so these are all that begin with `OWNER/`.
                 transaction.execute(
-                    &format!(
-                        "DELETE FROM {table} WHERE repository > ?1 || '/' AND repository < ?1 || '0'"
-                    ),
+                    &format!("DELETE FROM {table} WHERE repository > ?1 || '/' AND repository < ?1 || '0'"),
                     [owner],
                 )?;
             }
