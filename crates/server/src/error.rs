@@ -68,6 +68,12 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// Another server uses the data directory, and does not let go of it.
+    #[error("the server that uses the data directory `{path}` does not hand over", path = path.display())]
+    NotHandedOver {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A backup cannot be written.
     #[error("`{path}` cannot be backed up: {cause}", path = path.display())]
     Backup {
@@ -130,6 +136,7 @@ impl Error {
             Self::Backup { .. } => "WISP-E1112",
             Self::Restore { .. } => "WISP-E1113",
             Self::InUse { .. } => "WISP-E1115",
+            Self::NotHandedOver { .. } => "WISP-E1118",
             Self::Stopped { .. } => "WISP-E1116",
             Self::NoImage { .. } => "WISP-E1117",
             Self::Engine(error) => error.code(),
@@ -166,7 +173,12 @@ impl Error {
             Self::Restore { .. } => Some(
                 "restore a whole file that `wisp backup` made, into a data directory that is empty".into(),
             ),
-            Self::InUse { .. } => Some("stop it first, or name another folder with `--data-dir`".into()),
+            Self::InUse { .. } => Some(
+                "start with `--take-over` to go on in its place without a gap, stop it first, or name another \
+                 folder with `--data-dir`"
+                    .into(),
+            ),
+            Self::NotHandedOver { .. } => Some("stop it, then start this one".into()),
             Self::NoImage { .. } => Some("pack the app with `wisp deploy` or `spin registry push`".into()),
             Self::Stopped { .. } => Some("check the limits on threads and descriptors (`ulimit -a`)".into()),
             Self::Engine(error) => error.hint(),

@@ -111,11 +111,12 @@ struct Rules {
 }
 
 impl Server {
-    /// Starts everything but the listener. `program` is the binary that compiles.
+    /// Starts everything but the listener. `program` is the binary that compiles. A server that
+    /// uses the data directory is taken over from only if that is asked for.
     ///
     /// # Errors
-    /// What cannot be opened or started.
-    pub fn start(settings: &Settings, program: PathBuf) -> Result<Self, Error> {
+    /// What cannot be opened or started; [`Error::InUse`].
+    pub fn start(settings: &Settings, program: PathBuf, takes_over: bool) -> Result<Self, Error> {
         let directory = DataDirectory::open(&settings.data_dir.value)?;
         let max_descriptors_count = wisp_node::raise_descriptor_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -125,8 +126,19 @@ impl Server {
             .build()
             .map_err(|cause| Error::Stopped { cause })?;
         let _entered = runtime.enter();
-        // A server that is running goes on until this one is ready.
-        let mut inheritance = runtime.block_on(handover::take_over(&directory.handover()))?;
+        let (lock, mut inheritance) = match (lock(&directory), takes_over) {
+            // A server that is running goes on until this one is ready.
+            (Err(Error::InUse { path }), true) => {
+                let mut inheritance = runtime.block_on(handover::take_over(&directory.handover()))?;
+                let of_predecessor = inheritance.as_mut().and_then(|all| all.take(LOCK_NAME));
+                match of_predecessor {
+                    Some(lock) => (File::from(lock), inheritance),
+                    // It does not hand over, or has just ended.
+                    None => (self::lock(&directory).map_err(|_| Error::NotHandedOver { path })?, None),
+                }
+            }
+            (lock, _) => (lock?, None),
+        };
         let mut inherit = |name: &str| inheritance.as_mut().and_then(|inheritance| inheritance.take(name));
         let listener = match inherit(HTTP) {
             Some(socket) => Listener::adopt(socket.into())?,
@@ -136,10 +148,6 @@ impl Server {
             (Some(_), Some(socket)) => Some(Listener::adopt(socket.into())?),
             (Some(address), None) => Some(Listener::bind(address)?),
             (None, _) => None,
-        };
-        let lock = match inherit(LOCK_NAME) {
-            Some(lock) => File::from(lock),
-            None => lock(&directory)?,
         };
         // The server before has the operator's address until it ends.
         let (admin, later_admin) = match (settings.admin.value, &inheritance) {

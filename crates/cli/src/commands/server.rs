@@ -54,6 +54,11 @@ pub(crate) struct ServerCommand {
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 
+    /// If a server uses the data directory, go on in its place: it hands its sockets over, answers
+    /// what it has and ends. No connection is refused and no request fails.
+    #[arg(long)]
+    take_over: bool,
+
     /// Print all settings with where each came from, and start nothing.
     #[arg(long)]
     print_config: bool,
@@ -137,7 +142,7 @@ impl ServerCommand {
             return Ok(());
         }
         let program = std::env::current_exe().map_err(Error::Start)?;
-        let server = Server::start(&settings, program)?;
+        let server = Server::start(&settings, program, self.take_over)?;
         announce(server.facts());
         Ok(server.run(async {
             stop_signal().await;

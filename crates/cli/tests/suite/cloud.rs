@@ -252,7 +252,7 @@ fn a_server_that_takes_over_from_another_fails_no_request() {
     load.go_on(50);
     for text in ["two", "three"] {
         // The same address, while the one before still answers.
-        let successor = cloud.start();
+        let successor = cloud.take_over();
         running.wait();
         running = successor;
         load.go_on(50);
@@ -271,16 +271,28 @@ fn a_server_that_takes_over_from_another_fails_no_request() {
 fn two_servers_do_not_share_a_data_directory_by_accident() {
     let cloud = Cloud::new();
     let running = cloud.start();
-    // It answers, so it waits for a successor, too: one that cannot ask.
+    // It answers, so it waits for a successor, too.
     assert_eq!(running.get("nobody.localhost", "/").status, 404);
+    let second = |more: &[&str]| {
+        let mut command = wisp();
+        command
+            .args(["server", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(cloud.path("data"))
+            .args(more)
+            .env("HOME", cloud.path(""));
+        finish(command).stderr
+    };
+    let refused = second(&[]);
+    assert!(refused.contains("error[WISP-E1115]") && refused.contains("--take-over"), "{refused}");
+    assert_eq!(running.get("nobody.localhost", "/").status, 404, "it goes on");
+    // One that cannot ask for the sockets does not take anything by force.
     fs::remove_file(cloud.path("data/handover.sock")).unwrap();
-    let mut command = wisp();
-    command
-        .args(["server", "--listen", "127.0.0.1:0", "--data-dir"])
-        .arg(cloud.path("data"))
-        .env("HOME", cloud.path(""));
-    let finished = finish(command);
-    assert!(finished.stderr.contains("WISP-E1115"), "{}", finished.stderr);
+    let refused = second(&["--take-over"]);
+    assert!(refused.contains("error[WISP-E1118]"), "{refused}");
+    running.stop();
+    // Where there is nobody to take over from, it is a start like any other.
+    let running = cloud.take_over();
+    assert_eq!(running.get("nobody.localhost", "/").status, 404);
     running.stop();
 }
 

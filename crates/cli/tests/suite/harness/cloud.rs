@@ -65,21 +65,33 @@ impl Cloud {
     }
 
     pub(crate) fn start_on(&self, data: &Path, address: SocketAddr) -> Running {
-        self.start_as(data, address, &[])
+        self.start_as(data, address, &[], &[])
     }
 
     /// Starts the server with variables in its environment.
     pub(crate) fn start_in(&self, environment: &[(String, String)]) -> Running {
-        self.start_as(&self.path("data"), self.address, environment)
+        self.start_as(&self.path("data"), self.address, &[], environment)
     }
 
-    fn start_as(&self, data: &Path, address: SocketAddr, environment: &[(String, String)]) -> Running {
+    /// Starts another server in the place of the one that runs.
+    pub(crate) fn take_over(&self) -> Running {
+        self.start_as(&self.path("data"), self.address, &["--take-over"], &[])
+    }
+
+    fn start_as(
+        &self,
+        data: &Path,
+        address: SocketAddr,
+        more: &[&str],
+        environment: &[(String, String)],
+    ) -> Running {
         let mut command = wisp();
         command
             .arg("server")
             .args(["--listen", &address.to_string()])
             .arg("--data-dir")
             .arg(data)
+            .args(more)
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path())
             .env("HOME", self.folder.path())
