@@ -14,7 +14,11 @@ mod resources;
 mod server;
 mod sign_in;
 
-use std::{marker::PhantomData, net::SocketAddr, sync::Arc};
+use std::{
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -27,7 +31,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::{
     IntoParams, IntoResponses, Modify, OpenApi,
     openapi::{
-        Content, RefOr, ResponseBuilder,
+        Content, Object, RefOr, Required, ResponseBuilder, Type,
+        path::{ParameterBuilder, ParameterIn},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -146,6 +151,20 @@ struct Finish;
 
 impl Modify for Finish {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let key = ParameterBuilder::new()
+            .name("Idempotency-Key")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some("Carry it out once, however often it is sent with this key within a day"))
+            .schema(Some(Object::with_type(Type::String)))
+            .build();
+        for path in document.paths.paths.values_mut() {
+            // Keys belong to a token: what is for everybody has none.
+            let posted = path.post.as_mut().filter(|operation| operation.security.is_none());
+            if let Some(operation) = posted {
+                operation.parameters.get_or_insert_default().push(key.clone());
+            }
+        }
         let bearer =
             HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A token: `wisp_…`")).build();
         let components = document.components.get_or_insert_default();
@@ -174,6 +193,10 @@ struct Anybody {
     /// Who it is, if they have a token that holds.
     caller: Option<Caller>,
 }
+
+/// The client of a request, as far as one can be told from another: an IPv4 address, or a
+/// network of IPv6, since whoever has one has all of its addresses.
+struct Network(String);
 
 /// Somebody with a token that holds.
 struct Signed(Caller);
@@ -281,6 +304,13 @@ fn page<T>(mut items: Vec<T>, limit: usize, key: impl Fn(&T) -> String) -> Page<
     Page { items, next }
 }
 
+/// A page of a list that is bounded, was read whole, and is in the order of its keys.
+fn part<T>(items: Vec<T>, query: &PageQuery, key: impl Fn(&T) -> String) -> Result<Page<T>> {
+    let limit = query.limit()?;
+    let rest = items.into_iter().filter(|item| query.after.as_ref().is_none_or(|after| key(item) > *after));
+    Ok(page(rest.take(limit + 1).collect(), limit, &key))
+}
+
 impl<S> In<S> {
     /// An app of the team.
     async fn app(&self, control: &Control, name: &str) -> Result<AppRow> {
@@ -304,6 +334,22 @@ impl FromRequestParts<Shared> for Anybody {
             None => None,
         };
         Ok(Self { from, caller })
+    }
+}
+
+impl FromRequestParts<Shared> for Network {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self> {
+        let peer = parts.extensions.get::<Peer>();
+        Ok(Self(match peer.map(|Peer(address)| address.ip().to_canonical()) {
+            Some(IpAddr::V4(address)) => address.to_string(),
+            Some(IpAddr::V6(address)) => {
+                let [a, b, c, d, ..] = address.segments();
+                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+            }
+            None => "unknown".to_owned(),
+        }))
     }
 }
 

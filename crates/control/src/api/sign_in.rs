@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{Anybody, Json, Refused, Shared};
+use super::{Anybody, Json, Network, Refused, Shared};
 use crate::{
     access::{Role, Scopes},
     control::{Control, TokenOwner},
@@ -82,6 +82,7 @@ pub(super) async fn sign_in(
     responses((status = 201, body = DeviceSignIn), Refused))]
 pub(super) async fn begin_device(
     State(control): State<Shared>,
+    Network(network): Network,
     Json(body): Json<BeginDevice>,
 ) -> Result<(StatusCode, Answer<DeviceSignIn>)> {
     let name = body.name.unwrap_or_else(|| "a machine".to_owned());
@@ -95,7 +96,7 @@ pub(super) async fn begin_device(
     let expires_ms = now_ms().saturating_add(DEVICE_LIFE_MS);
     control
         .state
-        .begin_device(credential::hash(&device_code), credential::hash(&user_code), name, expires_ms)
+        .begin_device(network, credential::hash(&device_code), credential::hash(&user_code), name, expires_ms)
         .await?;
     let page = format!("{}/device", control.settings.public_url.trim_end_matches('/'));
     let interval_seconds = POLL_INTERVAL_SECONDS;

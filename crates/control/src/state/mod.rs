@@ -41,7 +41,8 @@ pub(crate) use self::{
 };
 
 /// Every schema there was, in order. Files are never edited once they landed.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_first.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("migrations/0001_first.sql"), include_str!("migrations/0002_device_origins.sql")];
 
 /// Marks a file as Wisp's: `wisp` in ASCII.
 const APPLICATION_ID: i32 = 0x7769_7370;

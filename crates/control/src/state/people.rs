@@ -16,8 +16,15 @@ use crate::{
 /// Tokens of one person or team. Nobody needs more, and each is looked at when listed.
 pub(crate) const MAX_TOKENS_COUNT: u64 = 1_000;
 
-/// Invitations that are open in one team, and device sign-ins that wait on the server.
+/// Invitations that are open in one team.
 const MAX_OPEN_COUNT: u64 = 1_000;
+
+/// Sign-ins by code that one client has waiting: more than the machines of an office behind one
+/// address begin in a quarter of an hour.
+const MAX_DEVICES_OF_ORIGIN_COUNT: u64 = 50;
+
+/// Sign-ins by code that wait on the server, at some 200 bytes each.
+const MAX_DEVICES_COUNT: u64 = 5_000;
 
 /// A token to be kept.
 pub(crate) struct NewTokenRow {
@@ -555,9 +562,12 @@ impl State {
         .await
     }
 
-    /// Begins a sign-in by code.
+    /// Begins a sign-in by code. Nobody is ever refused: where there is no room the oldest that
+    /// nobody has confirmed goes, of the same client if that one has too many, else of the one
+    /// that has most.
     pub(crate) async fn begin_device(
         &self,
+        origin: String,
         device: Hash,
         code: Hash,
         name: String,
@@ -565,14 +575,34 @@ impl State {
     ) -> Result<()> {
         self.write(move |db| {
             db.execute("DELETE FROM device_sign_ins WHERE expires_ms <= ?1", [sql_int(now_ms())])?;
-            let open: i64 = db.query_row("SELECT count(*) FROM device_sign_ins", [], |row| row.get(0))?;
-            if unsigned(open) >= MAX_OPEN_COUNT {
-                return Err(Error::TooManyAttempts { retry_after: std::time::Duration::from_secs(60) });
+            let held: i64 = db
+                .prepare_cached("SELECT count(*) FROM device_sign_ins WHERE origin = ?1 AND user_id IS NULL")?
+                .query_row([&origin], |row| row.get(0))?;
+            let all: i64 = db
+                .prepare_cached("SELECT count(*) FROM device_sign_ins WHERE user_id IS NULL")?
+                .query_row([], |row| row.get(0))?;
+            let crowded = if unsigned(held) >= MAX_DEVICES_OF_ORIGIN_COUNT {
+                Some(origin.clone())
+            } else if unsigned(all) >= MAX_DEVICES_COUNT {
+                let most = "SELECT origin FROM device_sign_ins WHERE user_id IS NULL
+                            GROUP BY origin ORDER BY count(*) DESC LIMIT 1";
+                db.prepare_cached(most)?.query_row([], |row| row.get(0)).optional()?
+            } else {
+                None
+            };
+            if let Some(crowded) = crowded {
+                db.prepare_cached(
+                    "DELETE FROM device_sign_ins WHERE device_hash =
+                         (SELECT device_hash FROM device_sign_ins WHERE origin = ?1 AND user_id IS NULL
+                          ORDER BY expires_ms LIMIT 1)",
+                )?
+                .execute([crowded])?;
             }
-            db.execute(
-                "INSERT INTO device_sign_ins (device_hash, code_hash, name, expires_ms) VALUES (?1, ?2, ?3, ?4)",
-                params![device, code, name, sql_int(expires_ms)],
-            )?;
+            db.prepare_cached(
+                "INSERT INTO device_sign_ins (device_hash, code_hash, name, expires_ms, origin)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![device, code, name, sql_int(expires_ms), origin])?;
             Ok(())
         })
         .await

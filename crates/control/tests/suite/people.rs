@@ -1,7 +1,7 @@
 //! Ways in, roles, tokens, the audit log.
 
 use http::{Method, StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 use wisp_control::RegistryAction;
 
 use crate::world::World;
@@ -188,4 +188,51 @@ async fn bodies_are_bounded_and_checked() {
     assert_eq!((method.status, method.code()), (StatusCode::METHOD_NOT_ALLOWED, "WISP-E0923".to_owned()));
     let nowhere = world.get("/api/v1/nowhere", &alice).await;
     assert_eq!((nowhere.status, nowhere.code()), (StatusCode::NOT_FOUND, "WISP-E0902".to_owned()));
+}
+
+/// Whether a sign-in by code still waits.
+async fn waits(world: &World, device: &Value) -> bool {
+    let body = json!({ "device_code": device["device_code"] });
+    let answer = world.ask(Method::POST, "/api/v1/device/token", None, Some(&body)).await;
+    match answer.code().as_str() {
+        "WISP-E0913" => true,
+        "WISP-E0914" => false,
+        other => panic!("{other}: {}", answer.text()),
+    }
+}
+
+#[tokio::test]
+async fn one_client_does_not_fill_the_list_of_sign_ins() {
+    let world = World::new().await;
+    let mine = world.begin_device("192.0.2.1").await;
+    // All of one network of IPv6 are one.
+    let mut theirs = Vec::new();
+    for number in 0..60 {
+        theirs.push(world.begin_device(&format!("2001:db8:0:1::{number}")).await);
+    }
+    assert!(waits(&world, &mine).await);
+    for (number, device) in theirs.iter().enumerate() {
+        assert_eq!(waits(&world, device).await, number >= 10, "the oldest of their own go: {number}");
+    }
+    assert!(waits(&world, &world.begin_device("2001:db8:0:2::1").await).await);
+}
+
+#[tokio::test]
+async fn who_has_most_sign_ins_waiting_makes_room() {
+    let world = World::new().await;
+    let mine = world.begin_device("192.0.2.1").await;
+    // As many clients as fill the list, one of them more than once.
+    let db = rusqlite::Connection::open(world.folder.path().join("state.db")).unwrap();
+    let far = u64::MAX >> 2;
+    db.execute_batch(&format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4999)
+         INSERT INTO device_sign_ins (device_hash, code_hash, name, expires_ms, origin)
+         SELECT CAST('device ' || i AS BLOB), CAST('code ' || i AS BLOB), 'x', {far} + i, 'client ' || (i / 2)
+         FROM n;"
+    ))
+    .unwrap();
+    let next = world.begin_device("192.0.2.2").await;
+    assert!(waits(&world, &mine).await && waits(&world, &next).await);
+    let count: i64 = db.query_row("SELECT count(*) FROM device_sign_ins", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 5_000);
 }

@@ -125,6 +125,16 @@ impl World {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
+    /// A sign-in by code that a client begins, by its address.
+    pub(crate) async fn begin_device(&self, address: &str) -> Value {
+        let mut request = Request::post("/api/v1/device").body(Body::from("{}")).unwrap();
+        let peer = std::net::SocketAddr::new(address.parse().unwrap(), 1);
+        request.extensions_mut().insert(wisp_control::Peer(peer));
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::CREATED);
+        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
+    }
+
     pub(crate) async fn get(&self, path: &str, token: &str) -> Answer {
         self.ask(Method::GET, path, Some(token), None).await
     }
