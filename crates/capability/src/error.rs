@@ -106,6 +106,9 @@ pub enum Error {
         /// What SQLite said.
         cause: String,
     },
+    /// A statement would change something, and may only read.
+    #[error("the statement would change something, and may only read")]
+    SqliteReadOnly,
 
     // E033x: which destinations may be reached.
     /// A destination is not on the component's allow-list.
@@ -345,6 +348,7 @@ impl Error {
             Self::SqliteBackendUnsupported { .. } => "WISP-E0311",
             Self::SqliteOpen { .. } => "WISP-E0312",
             Self::SqliteExecute { .. } => "WISP-E0313",
+            Self::SqliteReadOnly => "WISP-E0314",
             Self::DestinationNotAllowed { .. } => "WISP-E0330",
             Self::NetworkBlocked { .. } => "WISP-E0331",
             Self::ConnectionLimit { .. } => "WISP-E0332",
@@ -398,6 +402,9 @@ impl Error {
             ),
             Self::KeyValueSet { .. } | Self::KeyValueGet { .. } => None,
             Self::SqliteExecute { .. } => Some("correct the statements given with `--sqlite`".into()),
+            Self::SqliteReadOnly => {
+                Some("let it: `wisp sql --write`, or `may_write` of the request".into())
+            }
             Self::DestinationNotAllowed { component, entry, .. } => {
                 Some(format!("add \"{entry}\" to `allowed_outbound_hosts` of component `{component}`"))
             }

@@ -91,7 +91,7 @@ impl Resources {
     /// The same for a statement that changes nothing; another one is refused.
     ///
     /// # Errors
-    /// As [`Resources::query`].
+    /// As [`Resources::query`], and [`Error::SqliteReadOnly`].
     pub async fn query_only(
         &self,
         resource: &Resource,
@@ -100,8 +100,7 @@ impl Resources {
     ) -> Result<Table, Error> {
         let database = self.database(resource, "resource")?;
         if !sqlite::is_readonly(&database, &statement)? {
-            let cause = "the statement would change something, and may not".into();
-            return Err(Error::SqliteExecute { label: "resource".into(), cause });
+            return Err(Error::SqliteReadOnly);
         }
         sqlite::query(database, statement, parameters).await
     }

@@ -427,9 +427,7 @@ impl Platform for Machine {
             let (file, resources) = (self.store_file(&link.resource), self.resources().clone());
             let applied = blocking(move || {
                 resources.migrate(&file, &found).map_err(|error| {
-                    let mut error = store_error(&error);
-                    error.kind = PlatformErrorKind::Refused;
-                    error
+                    sql_error(&error, "correct the migration; nothing of the release's migrations was applied")
                 })
             });
             Ok(applied.await?.len() as u64)
@@ -649,11 +647,7 @@ impl Platform for Machine {
                 true => self.resources().query(&file, text, parameters).await,
                 false => self.resources().query_only(&file, text, parameters).await,
             };
-            let table = table.map_err(|error| {
-                let mut error = store_error(&error);
-                error.kind = PlatformErrorKind::Refused;
-                error
-            })?;
+            let table = table.map_err(|error| sql_error(&error, "correct the statement"))?;
             let is_truncated = table.rows.len() > statement.max_rows;
             Ok(SqlAnswer {
                 columns: table.columns,
@@ -1040,6 +1034,17 @@ fn key_value_error(message: &str) -> PlatformError {
 fn store_error(error: &wisp_capability::Error) -> PlatformError {
     let mut told = PlatformError::failed(error.code(), error.to_string());
     told.hint = error.hint();
+    told
+}
+
+/// What is wrong with SQL that somebody sent. The hint of the capability is for those who start
+/// an app on the command line.
+fn sql_error(error: &wisp_capability::Error, hint: &str) -> PlatformError {
+    let mut told = store_error(error);
+    told.kind = PlatformErrorKind::Refused;
+    if matches!(error, wisp_capability::Error::SqliteExecute { .. }) {
+        told.hint = Some(hint.to_owned());
+    }
     told
 }
 

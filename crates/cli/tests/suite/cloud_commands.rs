@@ -117,7 +117,13 @@ fn data_is_looked_into_and_moved() {
     said(&person, &["sql", "db", "CREATE TABLE t (a, b)", "--write"]);
     said(&person, &["sql", "db", "INSERT INTO t VALUES (?, ?)", "7", "x", "--write"]);
     assert_eq!(said(&person, &["sql", "db", "SELECT * FROM t"]), "a\tb\n7\tx\n");
-    refused(&person, &["sql", "db", "DELETE FROM t"]);
+    let reads = refused(&person, &["sql", "db", "DELETE FROM t"]).stderr;
+    assert!(reads.contains("error[WISP-E0314]") && reads.contains("`wisp sql --write`"), "{reads}");
+    let wrong = refused(&person, &["sql", "db", "SELEKT 1"]).stderr;
+    assert!(
+        wrong.contains("error[WISP-E0313]") && wrong.contains("hint: correct the statement\n"),
+        "{wrong}"
+    );
     said(&person, &["resources", "rename", "key-value", "copy", "other"]);
     said(&person, &["resources", "remove", "key-value", "other", "--yes"]);
     let kinds = json(&person, &["resources", "list"]);

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use wisp_manifest::id::VariableName;
 
 use super::{
-    Asked, At, In, InApp, InTeam, Json, PageQuery, Refused, Shared, page,
+    Asked, At, In, InApp, InTeam, Json, PageQuery, Refused, Shared, page, part,
     scope::{AppsDeploy, AppsRead, LogsRead, SecretsWrite},
 };
 use crate::{
@@ -174,12 +174,13 @@ pub(super) async fn remove_app(
 }
 
 /// The variables that somebody set; values of secrets are never shown
-#[utoipa::path(get, path = "/api/v1/teams/{team}/apps/{app}/variables", tag = "variables", params(InApp),
-    responses((status = 200, body = Page<Variable>), Refused))]
+#[utoipa::path(get, path = "/api/v1/teams/{team}/apps/{app}/variables", tag = "variables",
+    params(InApp, PageQuery), responses((status = 200, body = Page<Variable>), Refused))]
 pub(super) async fn list_variables(
     State(control): State<Shared>,
     team: In<AppsRead>,
     At(path): At<InApp>,
+    Asked(query): Asked<PageQuery>,
 ) -> Result<Answer<Page<Variable>>> {
     let app = team.app(&control, &path.app).await?;
     let variables = control.state.variables(app.configuration).await?;
@@ -191,7 +192,7 @@ pub(super) async fn list_variables(
         name: variable.name,
         is_secret: variable.is_secret,
     });
-    Ok(Answer(Page { items: items.collect(), next: None }))
+    Ok(Answer(part(items.collect(), &query, |variable: &Variable| variable.name.clone())?))
 }
 
 /// Change variables
@@ -227,16 +228,18 @@ pub(super) async fn change_secrets(
 }
 
 /// The domains of an app
-#[utoipa::path(get, path = "/api/v1/teams/{team}/apps/{app}/domains", tag = "domains", params(InApp),
-    responses((status = 200, body = Page<Domain>), Refused))]
+#[utoipa::path(get, path = "/api/v1/teams/{team}/apps/{app}/domains", tag = "domains",
+    params(InApp, PageQuery), responses((status = 200, body = Page<Domain>), Refused))]
 pub(super) async fn list_domains(
     State(control): State<Shared>,
     team: In<AppsRead>,
     At(path): At<InApp>,
+    Asked(query): Asked<PageQuery>,
 ) -> Result<Answer<Page<Domain>>> {
     let app = team.app(&control, &path.app).await?;
     let rows = control.state.domains(app.key.id).await?;
-    Ok(Answer(Page { items: domains(&control, &app, rows).await?, next: None }))
+    let Page { items, next } = part(rows, &query, |row: &DomainRow| row.host.to_string())?;
+    Ok(Answer(Page { items: domains(&control, &app, items).await?, next }))
 }
 
 /// Add a domain; it leads to the app once it is verified

@@ -242,9 +242,19 @@ pub(super) async fn list_operations(
 ) -> Result<Answer<Page<Operation>>> {
     let limit = query.limit()?;
     let app = team.app(&control, &path.app).await?;
-    let rows = control.state.operations(app.key.id, limit).await?;
-    let items = rows.into_iter().map(|row| control.operation_view(&team.name, row)).collect();
-    Ok(Answer(Page { items, next: None }))
+    let after = match &query.after {
+        Some(after) => {
+            let wrong = || Error::invalid("`after` is the `next` of the page before");
+            let (created_ms, id) = after.split_once('/').ok_or_else(wrong)?;
+            let created_ms = created_ms.parse().map_err(|_| wrong())?;
+            Some((created_ms, OperationId::new(id).map_err(|_| wrong())?))
+        }
+        None => None,
+    };
+    let rows = control.state.operations(app.key.id, after, limit + 1).await?;
+    let Page { items, next } = page(rows, limit, |row| format!("{}/{}", row.created_ms, row.id));
+    let items = items.into_iter().map(|row| control.operation_view(&team.name, row)).collect();
+    Ok(Answer(Page { items, next }))
 }
 
 /// How far an operation has come; waits for news if asked to

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Asked, At, In, InApp, InTeam, Json, PageQuery, Refused, Shared, page,
+    Asked, At, In, InApp, InTeam, Json, PageQuery, Refused, Shared, page, part,
     scope::{AppsRead, DataRead, DataWrite, ResourcesWrite},
 };
 use crate::{
@@ -230,15 +230,17 @@ pub(super) async fn import(
 }
 
 /// The labels of an app and what is behind them
-#[utoipa::path(get, path = "/api/v1/teams/{team}/apps/{app}/links", tag = "resources", params(InApp),
-    responses((status = 200, body = Page<Link>), Refused))]
+#[utoipa::path(get, path = "/api/v1/teams/{team}/apps/{app}/links", tag = "resources",
+    params(InApp, PageQuery), responses((status = 200, body = Page<Link>), Refused))]
 pub(super) async fn list_links(
     State(control): State<Shared>,
     team: In<AppsRead>,
     At(path): At<InApp>,
+    Asked(query): Asked<PageQuery>,
 ) -> Result<Answer<Page<Link>>> {
     let app = team.app(&control, &path.app).await?;
-    Ok(Answer(Page { items: control.state.links(app.key).await?, next: None }))
+    let links = control.state.links(app.key).await?;
+    Ok(Answer(part(links, &query, |link: &Link| format!("{}/{}", link.kind, link.label))?))
 }
 
 /// Put a resource behind a label, in place of the one that was there

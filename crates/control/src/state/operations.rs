@@ -172,15 +172,25 @@ impl State {
         .await
     }
 
-    /// The last operations of an app, the last first.
-    pub(crate) async fn operations(&self, app: AppId, limit: usize) -> Result<Vec<OperationRow>> {
+    /// The last operations of an app, the last first, after one that was asked for then.
+    pub(crate) async fn operations(
+        &self,
+        app: AppId,
+        after: Option<(u64, OperationId)>,
+        limit: usize,
+    ) -> Result<Vec<OperationRow>> {
         self.read(move |db| {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let (created_ms, id) = match &after {
+                Some((created_ms, id)) => (sql_int(*created_ms), id.as_str()),
+                None => (i64::MAX, ""),
+            };
             let mut statement = db.prepare_cached(&format!(
-                "SELECT {OPERATION_COLUMNS} FROM operations WHERE app_id = ?1
-                 ORDER BY created_ms DESC, id LIMIT ?2"
+                "SELECT {OPERATION_COLUMNS} FROM operations
+                 WHERE app_id = ?1 AND (created_ms < ?2 OR (created_ms = ?2 AND id > ?3))
+                 ORDER BY created_ms DESC, id LIMIT ?4"
             ))?;
-            let rows = statement.query_map(params![sql_int(app.0), limit], operation_row)?;
+            let rows = statement.query_map(params![sql_int(app.0), created_ms, id, limit], operation_row)?;
             rows.map(|row| with_steps(db, row?)).collect()
         })
         .await

@@ -17,4 +17,5 @@ mod hostile;
 mod machine;
 mod people;
 mod resources;
+mod routes;
 mod world;
