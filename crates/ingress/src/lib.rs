@@ -8,7 +8,7 @@
 //!
 //! # The life of a name
 //!
-//! 1. Somebody adds a domain to an app. [`DomainCheck`] says whether it is theirs.
+//! 1. Somebody adds a domain to an app. [`SystemResolver`] says what DNS says of it.
 //! 2. [`RateLimits`] is told whose host it is.
 //! 3. A client connects. The server asks [`Certificates::choose`] with what the client
 //!    says first, and mostly has a configuration at once. For a host that is new, a
@@ -34,23 +34,23 @@ mod access_log;
 pub mod acme;
 mod certificates;
 mod clock;
-pub mod domain;
 mod door;
 mod error;
 pub mod handover;
 mod host;
 mod limits;
+mod resolver;
 mod table;
 
 pub use access_log::{AccessLog, FileLimits, Line, MAX_FILE_AGE, MAX_FILE_BYTES, MAX_OLD_FILES_COUNT};
 pub use acme::{AcmeSettings, Allowed, ChallengeKind, Failed, Standing};
 pub use certificates::{
-    CertificateFiles, CertificateStore, Certificates, CertificatesBuilder, Choice, FolderStore,
-    LocalAuthority, Source, StoredCertificate,
+    CertificateFiles, CertificateStore, Certificates, CertificatesBuilder, Choice, LocalAuthority, Source,
+    StoredCertificate,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use domain::{Claim, DomainCheck, DomainToken, Ownership, Proof, Resolver, SystemResolver};
 pub use door::{Door, Redirect};
 pub use error::Error;
 pub use host::HostName;
 pub use limits::{MAX_LIMITED_HOSTS_COUNT, Rate, RateLimits, TooMany, Whose};
+pub use resolver::SystemResolver;

@@ -8,6 +8,7 @@
 )]
 
 use std::{
+    collections::HashMap,
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener, UdpSocket},
@@ -28,8 +29,8 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use wisp_ingress::{
-    AcmeSettings, CertificateStore, Certificates, ChallengeKind, Choice, Door, Error, FolderStore, HostName,
-    ManualClock, Source, Standing, StoredCertificate,
+    AcmeSettings, CertificateStore, Certificates, ChallengeKind, Choice, Door, Error, HostName, ManualClock,
+    Source, Standing, StoredCertificate,
 };
 
 /// How long Pebble says its certificates hold.
@@ -51,15 +52,24 @@ struct Server {
     certificates: Certificates,
     https: SocketAddr,
     clock: Arc<ManualClock>,
-    store: Arc<CountingStore>,
+    store: Arc<MemoryStore>,
     is_ours: Arc<AtomicBool>,
 }
 
-/// Counts what is saved.
-struct CountingStore {
-    inner: FolderStore,
+/// Keeps what is saved in memory, and counts.
+#[derive(Default)]
+struct MemoryStore {
+    certificates: Mutex<HashMap<HostName, StoredCertificate>>,
+    account: Mutex<Option<String>>,
     saved: Mutex<Vec<HostName>>,
     accounts_count: AtomicUsize,
+}
+
+/// An authority, and a server whose hosts it checks.
+struct World {
+    pebble: Pebble,
+    server: Server,
+    folder: tempfile::TempDir,
 }
 
 fn free_port() -> u16 {
@@ -75,7 +85,7 @@ fn host(name: &str) -> HostName {
 }
 
 /// Says that a test cannot run here, as the suite does.
-fn skip(test: &str) -> bool {
+fn skip() -> bool {
     let has = |program: &str| {
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
             .any(|folder| folder.join(program).is_file())
@@ -84,10 +94,36 @@ fn skip(test: &str) -> bool {
         return false;
     }
     if let Some(path) = std::env::var_os("WISP_SKIPPED_FILE") {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
         let mut file = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
         writeln!(file, "{test}: Debian's package `pebble` is not installed").unwrap();
     }
     true
+}
+
+impl World {
+    /// Both, running. `None` if Debian's package is not installed.
+    fn new(challenges: &[ChallengeKind]) -> Option<Self> {
+        Self::prepare(challenges, |_| ()).map(|mut world| {
+            world.pebble.up();
+            world
+        })
+    }
+
+    /// The same with an authority that is not there yet. `change` may lead it elsewhere: to
+    /// other ports for `http` and `https`.
+    fn prepare(challenges: &[ChallengeKind], change: impl FnOnce(&mut (u16, u16))) -> Option<Self> {
+        if skip() {
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (http, https) = sockets();
+        let mut ports = (port(&http), port(&https));
+        change(&mut ports);
+        let pebble = Pebble::prepare(folder.path(), ports.0, ports.1);
+        let server = Server::start(Arc::default(), pebble.settings(challenges), http, https);
+        Some(Self { pebble, server, folder })
+    }
 }
 
 impl Pebble {
@@ -130,12 +166,6 @@ impl Pebble {
             names,
             authority: None,
         }
-    }
-
-    fn start(folder: &Path, http_port: u16, https_port: u16) -> Self {
-        let mut pebble = Self::prepare(folder, http_port, https_port);
-        pebble.up();
-        pebble
     }
 
     /// Starts the authority. It has forgotten all that was before.
@@ -211,42 +241,47 @@ fn wait_for(child: &mut Child, text: &str) {
     std::thread::spawn(move || lines.map_while(Result::ok).count());
 }
 
-impl CertificateStore for CountingStore {
+impl CertificateStore for MemoryStore {
     fn load(&self, host: &HostName) -> Result<Option<StoredCertificate>, Error> {
-        self.inner.load(host)
+        Ok(self.certificates.lock().unwrap().get(host).cloned())
     }
 
     fn save(&self, host: &HostName, certificate: &StoredCertificate) -> Result<(), Error> {
         self.saved.lock().unwrap().push(host.clone());
-        self.inner.save(host, certificate)
+        self.certificates.lock().unwrap().insert(host.clone(), certificate.clone());
+        Ok(())
     }
 
     fn remove(&self, host: &HostName) -> Result<(), Error> {
-        self.inner.remove(host)
+        self.certificates.lock().unwrap().remove(host);
+        Ok(())
     }
 
     fn due(&self, time: SystemTime, max_count: usize) -> Result<Vec<HostName>, Error> {
-        self.inner.due(time, max_count)
+        let certificates = self.certificates.lock().unwrap();
+        let due = certificates.iter().filter(|(_, certificate)| certificate.renew_at() < time);
+        Ok(due.map(|(host, _)| host.clone()).take(max_count).collect())
     }
 
-    fn load_account(&self, directory_url: &str) -> Result<Option<String>, Error> {
-        self.inner.load_account(directory_url)
+    fn load_account(&self, _: &str) -> Result<Option<String>, Error> {
+        Ok(self.account.lock().unwrap().clone())
     }
 
-    fn save_account(&self, directory_url: &str, credentials: &str) -> Result<(), Error> {
+    fn save_account(&self, _: &str, credentials: &str) -> Result<(), Error> {
         self.accounts_count.fetch_add(1, Ordering::SeqCst);
-        self.inner.save_account(directory_url, credentials)
+        *self.account.lock().unwrap() = Some(credentials.to_owned());
+        Ok(())
     }
 }
 
 impl Server {
-    fn start(folder: &Path, settings: AcmeSettings, http: StdTcpListener, https: StdTcpListener) -> Self {
+    fn start(
+        store: Arc<MemoryStore>,
+        settings: AcmeSettings,
+        http: StdTcpListener,
+        https: StdTcpListener,
+    ) -> Self {
         let clock = Arc::new(ManualClock::new(SystemTime::now()));
-        let store = Arc::new(CountingStore {
-            inner: FolderStore::open(folder.join("certificates")).unwrap(),
-            saved: Mutex::default(),
-            accounts_count: AtomicUsize::new(0),
-        });
         let is_ours = Arc::new(AtomicBool::new(true));
         let allowed = {
             let is_ours = is_ours.clone();
@@ -354,11 +389,7 @@ fn port(socket: &StdTcpListener) -> u16 {
 /// Obtains a certificate by one kind of challenge, for many clients at once, and serves
 /// it without the authority after a restart.
 async fn obtains_on_demand(kind: ChallengeKind) {
-    let folder = tempfile::tempdir().unwrap();
-    let (http, https) = sockets();
-    let mut pebble = Pebble::start(folder.path(), port(&http), port(&https));
-    let settings = pebble.settings(&[kind]);
-    let server = Server::start(folder.path(), settings.clone(), http, https);
+    let Some(World { mut pebble, server, folder }) = World::new(&[kind]) else { return };
     let roots = pebble.root().await;
 
     let clients = (0..20).map(|_| server.certificate("shop.example", &roots));
@@ -373,36 +404,26 @@ async fn obtains_on_demand(kind: ChallengeKind) {
     server.certificates.stop();
     pebble.down();
     let (http, https) = sockets();
-    let restarted = Server::start(folder.path(), settings, http, https);
+    let restarted = Server::start(server.store.clone(), pebble.settings(&[kind]), http, https);
     assert_eq!(restarted.certificate("shop.example", &roots).await.unwrap(), certificate);
-    assert_eq!(restarted.saved(), []);
+    assert_eq!(restarted.saved().len(), 1, "nothing was ordered again");
+    drop(folder);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_obtained_by_tls_alpn_01() {
-    if skip("a_certificate_is_obtained_by_tls_alpn_01") {
-        return;
-    }
     obtains_on_demand(ChallengeKind::TlsAlpn01).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_obtained_by_http_01() {
-    if skip("a_certificate_is_obtained_by_http_01") {
-        return;
-    }
     obtains_on_demand(ChallengeKind::Http01).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_is_not_ours_is_refused_without_asking_the_authority() {
-    if skip("a_host_that_is_not_ours_is_refused_without_asking_the_authority") {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let (http, https) = sockets();
-    let pebble = Pebble::start(folder.path(), port(&http), port(&https));
-    let server = Server::start(folder.path(), pebble.settings(&[ChallengeKind::TlsAlpn01]), http, https);
+    let Some(world) = World::new(&[ChallengeKind::TlsAlpn01]) else { return };
+    let World { pebble, server, .. } = &world;
     let roots = pebble.root().await;
     server.certificate("shop.stranger.example", &roots).await.unwrap_err();
     let error = server.certificates.prepare(&host("shop.stranger.example")).await.unwrap_err();
@@ -415,13 +436,8 @@ async fn a_host_that_is_not_ours_is_refused_without_asking_the_authority() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_renewed_at_two_thirds_of_its_life_while_it_is_served() {
-    if skip("a_certificate_is_renewed_at_two_thirds_of_its_life_while_it_is_served") {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let (http, https) = sockets();
-    let pebble = Pebble::start(folder.path(), port(&http), port(&https));
-    let server = Server::start(folder.path(), pebble.settings(&[ChallengeKind::TlsAlpn01]), http, https);
+    let Some(world) = World::new(&[ChallengeKind::TlsAlpn01]) else { return };
+    let World { pebble, server, .. } = &world;
     let roots = pebble.root().await;
     let first = server.certificate("shop.example", &roots).await.unwrap();
     let kept = server.store.load(&host("shop.example")).unwrap().unwrap();
@@ -461,13 +477,8 @@ async fn a_certificate_is_renewed_at_two_thirds_of_its_life_while_it_is_served()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_was_away_is_asked_again_after_a_pause() {
-    if skip("an_authority_that_was_away_is_asked_again_after_a_pause") {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let (http, https) = sockets();
-    let mut pebble = Pebble::prepare(folder.path(), port(&http), port(&https));
-    let server = Server::start(folder.path(), pebble.settings(&[ChallengeKind::TlsAlpn01]), http, https);
+    let Some(mut world) = World::prepare(&[ChallengeKind::TlsAlpn01], |_| ()) else { return };
+    let World { pebble, server, .. } = &mut world;
     let code = async |name: &str| server.certificates.prepare(&host(name)).await.unwrap_err().code();
     assert_eq!(code("one.example").await, "WISP-E1006");
     assert_eq!(code("other.example").await, "WISP-E1008", "nobody is asked for another host either");
@@ -491,15 +502,11 @@ async fn an_authority_that_was_away_is_asked_again_after_a_pause() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_failed_check_the_other_challenge_is_tried_after_a_pause() {
-    if skip("after_a_failed_check_the_other_challenge_is_tried_after_a_pause") {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let (http, https) = sockets();
-    // The authority looks for HTTP where nobody listens.
-    let pebble = Pebble::start(folder.path(), free_port(), port(&https));
     let challenges = [ChallengeKind::Http01, ChallengeKind::TlsAlpn01];
-    let server = Server::start(folder.path(), pebble.settings(&challenges), http, https);
+    // The authority looks for HTTP where nobody listens.
+    let Some(mut world) = World::prepare(&challenges, |ports| ports.0 = free_port()) else { return };
+    world.pebble.up();
+    let World { pebble, server, .. } = &world;
     let shop = host("shop.example");
     let error = server.certificates.prepare(&shop).await.unwrap_err();
     assert_eq!(error.code(), "WISP-E1005");

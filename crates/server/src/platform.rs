@@ -34,7 +34,7 @@ use wisp_control::{
     names::{AppId, Digest, Host, ReleaseNumber, TeamName},
 };
 use wisp_engine::Engine;
-use wisp_ingress::{Rate, RateLimits, Resolver as _, SystemResolver};
+use wisp_ingress::{Rate, RateLimits, SystemResolver};
 use wisp_manifest::{App, allowed_hosts::AllowedHost, id::VariableName, model::Source};
 use wisp_node::{
     Change as NodeChange, ChangeKind as NodeChangeKind, HostName, Node, Release, ReleaseId, Releases, Staged,

@@ -34,7 +34,7 @@ use x509_parser::extensions::GeneralName;
 
 pub use local::LocalAuthority;
 pub(crate) use store::make_private_folder;
-pub use store::{CertificateStore, FolderStore, StoredCertificate};
+pub use store::{CertificateStore, StoredCertificate};
 
 use crate::{
     Error, HostName,
