@@ -6,9 +6,9 @@ a bug.
 
 import json
 
+from componentize_py_types import Err
 from wisp_test import exports
 from wisp_test.imports import app, clock, key_value, outbound, variables
-from wisp_test.types import Err
 
 
 def get(path: str) -> app.Response:

@@ -54,7 +54,7 @@ const GUESTS: &[Guest] = &[
     app("python-sdk3", "Python, spin-sdk 3.4: WASI 0.2"),
     app("python-sdk4", "Python, spin-sdk 4.0: WASI 0.3.0-rc-2026-03-15"),
     app("python-sdk5", "Python, spin-sdk 5.0: WASI 0.3"),
-    app("python-tests", "Python, tests of rust-sdk7 for `wisp test`, componentize-py 0.17"),
+    app("python-tests", "Python, tests of rust-sdk7 for `wisp test`, componentize-py 0.25"),
 ];
 
 const fn rust(
