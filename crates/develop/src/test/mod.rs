@@ -80,6 +80,10 @@ const MAX_SHOWN_BYTES: usize = 16 << 10;
 /// How many lines of a trap's backtrace are shown.
 const MAX_BACKTRACE_LINES_COUNT: usize = 30;
 
+/// How functions of Rust's own libraries begin in a backtrace.
+const LIBRARY_FRAMES: [&str; 8] =
+    ["std[", "core[", "alloc[", "std::", "core::", "alloc::", "__rustc[", "abort"];
+
 /// The interface of components with tests, as WIT.
 pub const WIT: &str = include_str!("../../../../wit/deps/wisp-test@0.1.0/test.wit");
 
@@ -625,7 +629,12 @@ impl Case {
                 vec![self.failure(message)]
             }
             Err(trap) => {
-                let message = format!("the test broke off: {}", shown_trap(&trap.message, &trap.backtrace));
+                // How programs of most languages end when an assertion fails.
+                let message = match trap.message.contains("`unreachable`") {
+                    true => "it panicked, or an assertion failed; what it wrote is below",
+                    false => &trap.message,
+                };
+                let message = format!("the test broke off: {}", shown_trap(message, &trap.backtrace));
                 vec![self.failure(message)]
             }
         };
@@ -634,14 +643,20 @@ impl Case {
     }
 }
 
-/// A trap and where it happened: the message, and a line for each frame.
+/// A trap and where it happened: the message, and a line for each frame but those of
+/// Rust's own libraries, which only say how a panic goes about it.
 fn shown_trap(message: &str, backtrace: &[String]) -> String {
     let mut text = message.to_owned();
-    for line in backtrace.iter().take(MAX_BACKTRACE_LINES_COUNT) {
+    let is_own = |line: &&String| match line.split_once('!') {
+        Some((_, function)) => !LIBRARY_FRAMES.iter().any(|start| function.starts_with(start)),
+        None => true,
+    };
+    let own: Vec<_> = backtrace.iter().filter(is_own).collect();
+    for line in own.iter().take(MAX_BACKTRACE_LINES_COUNT) {
         text.push_str("\n  ");
-        text.push_str(line);
+        text.push_str(line.trim_start());
     }
-    if backtrace.len() > MAX_BACKTRACE_LINES_COUNT {
+    if own.len() > MAX_BACKTRACE_LINES_COUNT {
         text.push_str("\n  …");
     }
     text
