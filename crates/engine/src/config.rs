@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime::{
+    Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails,
+};
 
 use crate::{Error, memory};
 
@@ -141,7 +143,9 @@ pub struct EngineConfig {
     /// Whether a used instance may be put back to its beginning for the next request,
     /// where that is possible. Otherwise each request has a new one.
     pub rewinds: bool,
-    /// Emit debug information for native debuggers and profilers.
+    /// Compile for native debuggers: with the guests' debug information, and without
+    /// optimization, so that each line and variable is somewhere. Instances are not
+    /// rewound, since what is added for that has no lines.
     pub debug_info: bool,
     /// The largest source that is accepted.
     pub max_source_bytes: u64,
@@ -178,7 +182,10 @@ impl EngineConfig {
         // Names of functions in a trap's backtrace come for free; file and line
         // only where a guest carries DWARF, and only when it traps.
         config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
-        config.debug_info(self.debug_info);
+        if self.debug_info {
+            config.debug_info(true);
+            config.cranelift_opt_level(OptLevel::None);
+        }
         // Checks the compiler against itself; on by default in debug builds, where
         // it doubles the time that a Python guest takes.
         config.cranelift_debug_verifier(false);

@@ -11,7 +11,7 @@ use std::{
 
 use wasmtime::component::Component;
 
-use crate::{Digest, Flavor, MemoryPool};
+use crate::{Digest, Flavor, MemoryPool, debugger::Registration};
 
 /// A compiled image that is mapped. Unmapped when it is dropped and the last of its
 /// instances is gone; whoever serves it keeps it.
@@ -27,6 +27,8 @@ pub struct MappedImage {
     pub digest: Digest,
     image_bytes: u64,
     mapped: Weak<MappedImages>,
+    /// What debuggers know of it.
+    _registration: Option<Registration>,
 }
 
 impl MappedImage {
@@ -74,7 +76,7 @@ impl MappedImages {
     pub(crate) fn insert(
         self: &Arc<Self>,
         component: Component,
-        memory: Option<Arc<MemoryPool>>,
+        (memory, registration): (Option<Arc<MemoryPool>>, Option<Registration>),
         flavor: Flavor,
         digest: Digest,
         image_bytes: u64,
@@ -92,6 +94,7 @@ impl MappedImages {
             digest,
             image_bytes,
             mapped: Arc::downgrade(self),
+            _registration: registration,
         });
         by_digest.insert(digest, Arc::downgrade(&image));
         image

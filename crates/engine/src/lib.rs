@@ -41,6 +41,10 @@
 //! the same ([`FileIdentity`]): [`Engine::load_known`] maps such a component in some
 //! 100 microseconds, and says so when it cannot.
 //!
+//! With [`EngineConfig::debug_info`] code is not optimized, carries the guests' debug
+//! information, and debuggers are told where it lies. Its images have names of their own:
+//! the compatibility hash covers all that code depends on.
+//!
 //! A file in the store that is truncated, altered or of another engine fails
 //! step 2 and is compiled again; it is never loaded.
 //!
@@ -52,6 +56,7 @@
 mod compile;
 mod config;
 mod cores;
+mod debugger;
 mod digest;
 mod epoch;
 mod error;

@@ -20,6 +20,7 @@ use wasmtime::component::Component;
 use crate::{
     Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse, compile,
     cores::cores_count,
+    debugger::Registration,
     epoch::EpochTicker,
     heap,
     image_store::{Image, Mapped},
@@ -42,6 +43,8 @@ pub struct Engine {
     ticker: Arc<EpochTicker>,
     max_source_bytes: u64,
     max_compile_time: Duration,
+    /// Whether debuggers are told about images.
+    has_debug_info: bool,
 }
 
 /// A component that is ready to be linked.
@@ -105,6 +108,7 @@ impl Engine {
             ticker,
             max_source_bytes: config.max_source_bytes,
             max_compile_time: config.max_compile_time,
+            has_debug_info: config.debug_info,
         })
     }
 
@@ -225,9 +229,11 @@ impl Engine {
         let started = std::time::Instant::now();
         let (flavor, can_rewind, code, contents) = {
             let (source, engines) = (source.to_vec(), self.flavors.clone());
+            let is_debugged = self.has_debug_info;
             compile::compile(self.max_compile_time, move || {
+                let normalized = normalize::normalize(&source)?;
                 let Prepared { flavor, component, contents, can_rewind } =
-                    prepare(normalize::normalize(&source)?)?;
+                    if is_debugged { Prepared::as_it_is(normalized) } else { prepare(normalized)? };
                 let code = engines[flavor as usize]
                     .precompile_component(&component)
                     .map_err(|error| explain_failure(&component, &error))?;
@@ -274,7 +280,8 @@ impl Engine {
 
     fn insert(&self, mapped: Mapped, flavor: Flavor, digest: Digest) -> Arc<MappedImage> {
         let memory = mapped.memory.map(|(image, can_rewind)| self.memories.pool(image, can_rewind));
-        self.mapped.insert(mapped.component, memory, flavor, digest, mapped.image_bytes)
+        let registration = self.has_debug_info.then(|| Registration::of(&mapped.component)).flatten();
+        self.mapped.insert(mapped.component, (memory, registration), flavor, digest, mapped.image_bytes)
     }
 
     /// Loads several components at once, as many at a time as there are cores.
@@ -350,6 +357,13 @@ struct Prepared<'source> {
     /// What its memory begins with, if our own pool will provide that.
     contents: Option<Contents>,
     can_rewind: bool,
+}
+
+impl<'source> Prepared<'source> {
+    /// With every byte of code where the debug information says.
+    fn as_it_is(Normalized { component, flavor }: Normalized<'source>) -> Self {
+        Self { flavor, component, contents: None, can_rewind: false }
+    }
 }
 
 /// Decides where a component's memory will come from, and whether its instances will

@@ -234,9 +234,10 @@ struct EngineFlags {
     #[arg(long)]
     disable_pooling: bool,
 
-    /// Emit debug information for native debuggers.
-    #[arg(long)]
-    debug_info: bool,
+    /// Compile for gdb and lldb: breakpoints by lines of the guests' sources, their
+    /// variables; slower (see docs/debugging.md).
+    #[arg(long, alias = "debug-info")]
+    debug: bool,
 
     /// Keep no accounts and share nothing fairly: to measure what that costs.
     #[arg(long, hide = true)]
@@ -301,7 +302,7 @@ impl Up {
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
                 pooling: !self.engine.disable_pooling,
                 rewinds: !self.engine.new_instances,
-                debug_info: self.engine.debug_info,
+                debug_info: self.engine.debug,
                 ..self.limits.engine()
             },
             image_key: None,
