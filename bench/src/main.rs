@@ -38,6 +38,7 @@ mod http;
 mod load;
 mod native;
 mod neighbour;
+mod optimize;
 mod pace;
 mod peer;
 mod plot;
@@ -48,6 +49,7 @@ mod response;
 mod serve;
 mod server;
 mod soak;
+mod start;
 mod swap;
 
 use std::process::ExitCode;
@@ -78,6 +80,10 @@ enum Bench {
     Health(health::Options),
     /// What an app notices of one that takes all it can get
     Neighbour(neighbour::Options),
+    /// What `wisp build --optimize` makes of JavaScript's and Python's examples
+    Optimize(optimize::Options),
+    /// From an empty folder to the first answer, for each template
+    Start(start::Options),
     /// An app's version replaced a thousand times under load, and rolled back
     Swap(swap::Options),
     /// Mixed traffic while apps come, change and go: does anything grow?
@@ -98,6 +104,8 @@ fn main() -> ExitCode {
         Bench::Deploy(options) => deploy::run(&options),
         Bench::Health(options) => health::run(&options),
         Bench::Neighbour(options) => neighbour::run(&options),
+        Bench::Optimize(options) => optimize::run(&options),
+        Bench::Start(options) => start::run(&options),
         Bench::Swap(options) => swap::run(&options),
         Bench::Soak(options) => soak::run(&options),
         Bench::Clean => fleet::clean(),

@@ -67,7 +67,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return output::print_usage(&error),
+    };
     if let Err(error) = wisp_telemetry::init(wisp_telemetry::Format::Text) {
         output::print_error(&error::Error::Telemetry(error));
         return ExitCode::from(2);

@@ -211,13 +211,16 @@ impl Error {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::UnknownTemplate { known, .. } if known.is_empty() => None,
             Self::UnknownTemplate { known, .. } => Some(format!("there are {}", list(known))),
             Self::Template { .. } => {
                 Some("a template is a folder with `metadata/spin-template.toml` and `content/`".into())
             }
-            Self::Fetch { .. } => {
-                Some("name a folder or a git repository that has templates in its folder `templates`".into())
-            }
+            Self::Fetch { .. } => Some(
+                "name a folder, an archive or a git repository that has templates in its folder \
+                     `templates`"
+                    .into(),
+            ),
             Self::Name { reason, .. } if reason.ends_with("already") => Some("choose another one".into()),
             Self::Name { .. } => {
                 Some("use letters, digits and `-`, and begin with a letter: `my-app`".into())

@@ -15,6 +15,7 @@
 //!    memory, which is written as a whole or not at all.
 //! 2. [`build::build`] runs each component's commands in the order of their
 //!    dependencies, and none whose inputs are what they were.
+//!    [`optimize`] makes what came of them smaller and quicker to start, if that is wanted.
 //! 3. [`verify`] links what came of it, and names the grants that are missing.
 //! 4. [`watch::Watcher`] tells which components an edit is about; they are built, and
 //!    the app is swapped in the server that runs.
@@ -26,6 +27,7 @@ pub mod build;
 pub mod doctor;
 mod error;
 pub mod inspect;
+pub mod optimize;
 pub mod template;
 pub mod test;
 pub mod verify;

@@ -3,7 +3,11 @@
 use std::process::Command;
 
 use crate::chore::{Chore, Result, cargo, run as run_command};
-use crate::guests;
+use crate::{guests, tools};
+
+/// Benches that build apps, and programs that their commands call.
+const BUILDING: [&str; 2] = ["optimize", "start"];
+const BUILD_TOOLS: [&str; 5] = ["cargo", "npm", "componentize-py", "zig", "go"];
 
 /// Minutes that the soak runs in CI: some thousand apps come and go in that time, so
 /// that what each leaves behind is seen.
@@ -20,9 +24,16 @@ pub(crate) fn run(chore: &Chore, arguments: &[String]) -> Result<()> {
             .env("CARGO_TARGET_DIR", &chore.target)
             .current_dir(&chore.root),
     )?;
-    run_command(
-        Command::new(chore.target.join("release/wisp-bench")).args(arguments).current_dir(&chore.root),
-    )
+    let mut bench = Command::new(chore.target.join("release/wisp-bench"));
+    bench.args(arguments).current_dir(&chore.root);
+    if arguments.first().is_some_and(|name| BUILDING.contains(&name.as_str())) {
+        tools::servers()?;
+        // The Python guest whose tools are those of the template and the example.
+        let python = chore.root.join("examples/python-hello");
+        let commands = BUILD_TOOLS.map(str::to_owned);
+        tools::Environment::for_commands(chore, &python, &commands)?.apply(&mut bench)?;
+    }
+    run_command(&mut bench)
 }
 
 /// As the last step of `cargo xtask ci`: the short form of the soak, which fails if

@@ -9,7 +9,7 @@ use crate::chore::{Failure, Result, at, output, run_quietly, say, succeeds};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Servers that tests start: the program that is looked for, and its package.
+/// Servers and other programs that tests start: the program that is looked for, and its package.
 pub(crate) const TEST_SERVERS: &[(&str, &str)] = &[
     // Let's Encrypt's authority for tests, with its name server.
     ("pebble", "pebble"),
@@ -19,6 +19,10 @@ pub(crate) const TEST_SERVERS: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
     // No server, but a client that is not ours.
     ("skopeo", "skopeo"),
+    // What `wisp build --optimize` calls.
+    ("wasm-opt", "binaryen"),
+    // It stops at lines of guests.
+    ("gdb", "gdb"),
 ];
 
 /// A second, private set of package lists that leaves the machine's alone.

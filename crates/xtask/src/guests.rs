@@ -47,6 +47,7 @@ const GUESTS: &[Guest] = &[
     rust("rust-wit", "probe, wasi:keyvalue and wasi:config", "rust-wit", P2, "rust-wit"),
     rust("rust-wstd", "plain wasi:http, no SDK", "rust-wstd", P2, "rust-wstd"),
     without_std("tiny", "a number over WASI 0.2 HTTP, as small as can be, for benches", P2),
+    app("as-wagi", "AssemblyScript, WASI preview 1, CGI"),
     app("c-wagi", "C, WASI preview 1, CGI"),
     app("go-wagi", "Go, WASI preview 1, CGI"),
     app("js", "JavaScript, Spin's build tools"),

@@ -40,6 +40,7 @@ mod checks;
 mod chore;
 mod debian;
 mod demo;
+mod extension;
 mod fuzz;
 mod guests;
 mod readme;
@@ -96,6 +97,8 @@ enum Command {
     },
     /// Feed generated input to the parsers for a bounded time
     Fuzz(fuzz::Options),
+    /// Pack the extension for Visual Studio Code
+    Extension,
     /// Run a bench in release mode
     Bench {
         /// Passed on: the bench's name and its options, such as `http --format json`
@@ -124,6 +127,7 @@ fn main() -> ExitCode {
         Command::Test { arguments } => tests::run(&mut chore, &arguments),
         Command::Ci { quick } => checks::ci(&mut chore, quick),
         Command::Fuzz(options) => fuzz::run(&mut chore, &options),
+        Command::Extension => extension::run(&chore),
         Command::Bench { arguments } => bench::run(&chore, &arguments),
     };
     chore.finish(result)

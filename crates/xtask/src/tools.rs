@@ -37,7 +37,7 @@ pub(crate) enum Tool {
     Zig,
     /// Go, for the Go guests
     Go,
-    /// Servers that tests start
+    /// Servers and other programs that tests start
     Servers,
     /// cargo-deny, for `cargo xtask ci`
     CargoDeny,

@@ -4,21 +4,23 @@ use std::{
     ffi::OsString,
     io::{IsTerminal as _, stderr},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use wisp_develop::{
     build::{self, Job, Outcome, Progress, Settings},
+    optimize::{self, Report},
     test, verify,
 };
 use wisp_manifest::App;
 use wisp_node::{Runtime, RuntimeSettings};
 
 use super::{
-    common::{image_dir, unwrap_checked},
+    common::{Format, image_dir, unwrap_checked},
     up::Up,
 };
 use crate::{error::Error, output};
@@ -49,6 +51,19 @@ pub(crate) struct Build {
     #[arg(long)]
     no_cache: bool,
 
+    /// Make what was built smaller and quicker to start: run start-ups ahead where that is
+    /// sound, strip debug information, call `wasm-opt`.
+    #[arg(long)]
+    optimize: bool,
+
+    /// What `--optimize` takes away.
+    #[arg(long, value_name = "WHAT", default_value = "debug", requires = "optimize")]
+    strip: Strip,
+
+    /// How it is printed what was done.
+    #[arg(long, value_name = "FORMAT", default_value = "plain", conflicts_with = "up")]
+    format: Format,
+
     /// Do not check what the components import.
     #[arg(long)]
     skip_checks: bool,
@@ -70,6 +85,19 @@ pub(crate) struct Build {
     skip_generate_wits: bool,
 }
 
+/// What is taken away of a component.
+#[derive(Clone, Copy, ValueEnum)]
+enum Strip {
+    /// Nothing
+    Nothing,
+    /// Debug information; names of functions stay, for backtraces
+    Debug,
+    /// Debug information and names
+    Names,
+    /// The names of the tools that made it, too
+    All,
+}
+
 impl Build {
     pub(crate) fn run(&self) -> Result<(), Error> {
         // Wrong arguments are said before anything is built.
@@ -82,8 +110,21 @@ impl Build {
             only: self.component_id.clone(),
             always: self.no_cache,
             has_color: output::has_color(),
+            optimize: self.optimize.then(|| optimize::Settings {
+                strip: match self.strip {
+                    Strip::Nothing => optimize::Strip::Nothing,
+                    Strip::Debug => optimize::Strip::Debug,
+                    Strip::Names => optimize::Strip::Names,
+                    Strip::All => optimize::Strip::All,
+                },
+                image_dir: image_dir(None),
+            }),
         };
-        build_app(&app, &settings)?;
+        let summary = build_app(&app, &settings)?;
+        match self.format {
+            Format::Json => output::data(&format!("{}\n", serde_json::json!(summary))),
+            Format::Plain => summary.optimized.iter().for_each(|report| output::data(&table(report))),
+        }
         if !self.skip_checks && self.component_id.is_empty() {
             check(&app, &self.from)?;
         }
@@ -94,8 +135,24 @@ impl Build {
     }
 }
 
-/// Builds an app and shows how that goes on.
-pub(crate) fn build_app(app: &App, settings: &Settings) -> Result<(), Error> {
+/// What a build did.
+#[derive(Default, Serialize)]
+pub(crate) struct Summary {
+    built: Vec<BuiltJob>,
+    optimized: Vec<Report>,
+}
+
+/// Commands that were run, or did not have to.
+#[derive(Serialize)]
+struct BuiltJob {
+    components: Vec<String>,
+    is_unchanged: bool,
+    /// How long the commands took.
+    ms: f64,
+}
+
+/// Builds an app and shows how that goes on. Returns what was done.
+pub(crate) fn build_app(app: &App, settings: &Settings) -> Result<Summary, Error> {
     let started = Instant::now();
     let progress = Shown::new();
     let result = build::build(app, settings, &progress);
@@ -106,7 +163,40 @@ pub(crate) fn build_app(app: &App, settings: &Settings) -> Result<(), Error> {
     } else {
         output::note(&format!("Done in {}", seconds(started.elapsed())));
     }
-    Ok(())
+    let mut summary = progress.summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    summary.built.sort_by(|one, other| one.components.cmp(&other.components));
+    summary.optimized.sort_by(|one, other| one.component.cmp(&other.component));
+    Ok(summary)
+}
+
+/// What a component's file was and is.
+fn table(report: &Report) -> String {
+    let size = |facts: &optimize::Facts| output::bytes(facts.size_bytes);
+    let start_up = |facts: &optimize::Facts| match facts.start_up_us {
+        Some(us) if us < 1e3 => format!("{us:.0} us"),
+        Some(us) => format!("{:.2} ms", us / 1e3),
+        None => "not asked".into(),
+    };
+    let (before, after) = (&report.before, &report.after);
+    let mut text = format!("component `{}`\n", report.component);
+    for (name, before, after) in [
+        ("", "before".to_owned(), "after".to_owned()),
+        ("size", size(before), size(after)),
+        ("start-up", start_up(before), start_up(after)),
+    ] {
+        text.push_str(&format!("  {name:<9} {before:>10} {after:>10}\n"));
+    }
+    let mut row = |name: &str, note: &str| {
+        text.push_str(&output::wrapped(&format!("  {name:<9} {note}"), 12));
+    };
+    let Report { snapshot, strip, wasm_opt, refused, .. } = report;
+    row("snapshot", &snapshot.note);
+    row("stripped", &strip.note);
+    row("wasm-opt", &wasm_opt.note);
+    if let Some(reason) = refused {
+        row("but", &format!("the file stays as it was: {reason}"));
+    }
+    text
 }
 
 /// Builds the components that have tests of an app, and shows how that goes on.
@@ -150,6 +240,7 @@ fn check(app: &App, manifest: &Path) -> Result<(), Error> {
 pub(crate) struct Shown {
     spinner: Option<ProgressBar>,
     running: Mutex<Vec<String>>,
+    summary: Mutex<Summary>,
 }
 
 impl Shown {
@@ -162,7 +253,7 @@ impl Shown {
             spinner.enable_steady_tick(SPINNER_PERIOD);
             spinner
         });
-        Self { spinner, running: Mutex::default() }
+        Self { spinner, running: Mutex::default(), summary: Mutex::default() }
     }
 
     fn clear(&self) {
@@ -176,6 +267,10 @@ impl Shown {
             Some(spinner) => spinner.suspend(|| output::note(text)),
             None => output::note(text),
         }
+    }
+
+    fn summary(&self) -> MutexGuard<'_, Summary> {
+        self.summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn show_running(&self, change: impl FnOnce(&mut Vec<String>)) {
@@ -199,6 +294,11 @@ impl Progress for Shown {
     fn ended(&self, job: &Job, outcome: Outcome, printed: &str) {
         let name = name(job);
         self.show_running(|running| running.retain(|running| *running != name));
+        if let Outcome::Built(_) | Outcome::Unchanged = outcome {
+            let ms = if let Outcome::Built(duration) = outcome { duration.as_secs_f64() * 1e3 } else { 0.0 };
+            let is_unchanged = outcome == Outcome::Unchanged;
+            self.summary().built.push(BuiltJob { components: job.components.clone(), is_unchanged, ms });
+        }
         match outcome {
             Outcome::Built(duration) => self.say(&format!("Built {name} in {}", seconds(duration))),
             Outcome::Unchanged => self.say(&format!("Unchanged: {name}")),
@@ -209,6 +309,19 @@ impl Progress for Shown {
                 self.say(&format!("Failed: {name} after {}{printed}", seconds(duration)));
             }
         }
+    }
+
+    fn optimizing(&self, component: &str) {
+        if self.spinner.is_none() {
+            output::note(&format!("Optimizing `{component}`"));
+        }
+        self.show_running(|running| running.push(format!("`{component}`, smaller")));
+    }
+
+    fn optimized(&self, report: &Report) {
+        let name = format!("`{}`, smaller", report.component);
+        self.show_running(|running| running.retain(|running| *running != name));
+        self.summary().optimized.push(report.clone());
     }
 }
 

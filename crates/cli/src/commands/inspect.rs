@@ -9,7 +9,10 @@ use wisp_develop::{
 };
 
 use super::common::{Format, image_dir};
-use crate::{error::Error, output};
+use crate::{
+    error::Error,
+    output::{self, bytes},
+};
 
 /// Show what is in a component, or in each of an app.
 #[derive(Args)]
@@ -87,16 +90,4 @@ fn shown(inspected: &Inspected) -> String {
         }
     }
     text
-}
-
-fn bytes(count: u64) -> String {
-    const KIB: u64 = 1 << 10;
-    const MIB: u64 = 1 << 20;
-    #[expect(clippy::cast_precision_loss, reason = "one digit is shown")]
-    let of = |unit: u64| count as f64 / unit as f64;
-    match count {
-        0..KIB => format!("{count} B"),
-        KIB..MIB => format!("{:.1} KiB", of(KIB)),
-        _ => format!("{:.1} MiB", of(MIB)),
-    }
 }

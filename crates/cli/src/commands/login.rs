@@ -142,7 +142,7 @@ impl Whoami {
                 text.push_str(&format!("team {} ({role})\n", team.name));
             }
             let scopes: Vec<&str> = answer.scopes.iter().map(|scope| scope.as_str()).collect();
-            text.push_str(&format!("scopes: {}\n", scopes.join(" ")));
+            text.push_str(&output::wrapped(&format!("scopes: {}", scopes.join(" ")), 8));
             text
         });
         Ok(())

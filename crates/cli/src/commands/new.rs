@@ -71,7 +71,7 @@ struct TemplateFlags {
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
 
-    /// Take the template from this folder or git repository.
+    /// Take the template from this folder, archive or git repository.
     #[arg(long, value_name = "DIR|URL")]
     from: Option<String>,
 

@@ -10,6 +10,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::json;
+use wisp_develop::build::Settings as BuildSettings;
 use wisp_image::{
     Digest, PackOptions,
     client::{Client, ClientSettings, ImageReference, Progress},
@@ -18,6 +19,7 @@ use wisp_image::{
 };
 use wisp_manifest::App;
 
+use super::build::build_app;
 use super::common::{parse_pair, unwrap_checked, user_cache_dir};
 use crate::{error::Error, output};
 
@@ -63,6 +65,10 @@ struct Push {
     /// Read the components with this profile of the manifest.
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
+
+    /// Build the app first.
+    #[arg(short, long)]
+    build: bool,
 
     /// Annotate the image.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
@@ -176,6 +182,10 @@ impl Push {
     fn run(&self) -> Result<(), Error> {
         let started = Instant::now();
         let app = read_app(&self.from, self.profile.as_deref())?;
+        if self.build {
+            let settings = BuildSettings { has_color: output::has_color(), ..BuildSettings::default() };
+            build_app(&app, &settings)?;
+        }
         let annotations: BTreeMap<String, String> = self.annotation.iter().cloned().collect();
         let image = wisp_image::pack(&app, &PackOptions { annotations, archives: false })?;
         let packed = started.elapsed();

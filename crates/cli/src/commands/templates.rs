@@ -19,7 +19,7 @@ pub(crate) struct Templates {
 enum TemplatesCommand {
     /// List the templates.
     List(List),
-    /// Keep the templates of a folder or a git repository.
+    /// Keep the templates of a folder, an archive or a git repository.
     Install(Install),
     /// Remove templates that were installed.
     Uninstall(Uninstall),
@@ -46,6 +46,10 @@ struct Source {
     /// A folder.
     #[arg(long, value_name = "DIR")]
     dir: Option<String>,
+
+    /// An archive: `.tar` or `.tar.gz`.
+    #[arg(long, value_name = "FILE")]
+    tar: Option<String>,
 }
 
 #[derive(Args)]
@@ -127,7 +131,8 @@ impl List {
 
 impl Install {
     fn run(&self, folder: &Path) -> Result<(), Error> {
-        let from = self.source.git.as_deref().or(self.source.dir.as_deref()).unwrap_or_default();
+        let from = [&self.source.git, &self.source.dir, &self.source.tar].into_iter().flatten().next();
+        let from = from.map_or("", String::as_str);
         let catalog = Catalog::fetch(from, self.branch.as_deref())?;
         catalog.install(folder, self.upgrade)?;
         for template in catalog.iter() {

@@ -127,7 +127,7 @@ impl Watch {
         if self.skip_build {
             return Ok(());
         }
-        build_app(app, &Settings { has_color: output::has_color(), ..Settings::default() })
+        build_app(app, &Settings { has_color: output::has_color(), ..Settings::default() }).map(drop)
     }
 }
 

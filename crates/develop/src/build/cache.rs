@@ -22,6 +22,7 @@ use super::{
     Job,
     inputs::{self, Snapshot},
 };
+use crate::optimize::Report;
 
 /// Where the files lie, below the app's folder. Beside what else an app leaves.
 const FOLDER: &str = ".spin/build";
@@ -77,21 +78,25 @@ struct Inputs {
 }
 
 /// What is kept of a job that was run.
-#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Kept {
     key: String,
     /// The digests of the files that came of it, in the manifest's order.
     outputs: Vec<String>,
+    /// What was done to them after they were built.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    reports: Vec<Report>,
 }
 
 impl Entry {
-    pub(super) fn of(app: &App, job: &Job, tools: &Tools) -> Self {
+    /// `variant` says how what was built is treated, if it is.
+    pub(super) fn of(app: &App, job: &Job, tools: &Tools, variant: Option<&str>) -> Self {
         let name = job.components.join("+");
         let path = app.directory.join(FOLDER).join(name).with_extension("json");
         let outputs: Vec<_> = job.outputs.iter().map(|(_, path)| path.clone()).collect();
         let before = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { now: Inputs::of(app, job, tools), path, before, outputs }
+        Self { now: Inputs::of(app, job, tools, variant), path, before, outputs }
     }
 
     /// Whether nothing is different from when the job was run last.
@@ -100,11 +105,23 @@ impl Entry {
         now.key == before.key && digests(&self.outputs).is_some_and(|outputs| outputs == before.outputs)
     }
 
+    /// What was done to what was built, when it was built last.
+    pub(super) fn reports(&self) -> &[Report] {
+        self.before.as_ref().map_or(&[], |before| &before.reports)
+    }
+
     /// Remembers that the job was run. That it cannot be remembered does no harm.
-    pub(super) fn keep(self, app: &App, job: &Job, tools: &Tools) {
+    pub(super) fn keep(
+        self,
+        app: &App,
+        job: &Job,
+        tools: &Tools,
+        variant: Option<&str>,
+        reports: Vec<Report>,
+    ) {
         // Tools add files (`Cargo.lock`), which belong to the inputs next time. Where a
         // file is another one than before, it may have been a person.
-        let after = Inputs::of(app, job, tools);
+        let after = Inputs::of(app, job, tools, variant);
         let inputs = match (self.now, after) {
             (Some(before), Some(after)) if before.has_only_grown_to(&after) => after,
             (Some(before), _) => before,
@@ -114,7 +131,7 @@ impl Entry {
             }
         };
         let Some(outputs) = digests(&self.outputs) else { return };
-        let kept = Kept { key: inputs.key, outputs };
+        let kept = Kept { key: inputs.key, outputs, reports };
         if let (Some(folder), Ok(text)) = (self.path.parent(), serde_json::to_vec(&kept))
             && let Err(error) = fs::create_dir_all(folder).and_then(|()| fs::write(&self.path, text))
         {
@@ -124,7 +141,7 @@ impl Entry {
 }
 
 impl Inputs {
-    fn of(app: &App, job: &Job, tools: &Tools) -> Option<Self> {
+    fn of(app: &App, job: &Job, tools: &Tools, variant: Option<&str>) -> Option<Self> {
         let mut outputs: Vec<_> = job.outputs.iter().map(|(_, path)| path.clone()).collect();
         // Components beside this one have nothing to do with it.
         outputs.extend(app.components.values().filter_map(|component| match &component.source {
@@ -143,6 +160,9 @@ impl Inputs {
         add(VERSION.as_bytes());
         for command in &job.commands {
             add(command.as_bytes());
+        }
+        if let Some(variant) = variant {
+            add(variant.as_bytes());
         }
         for variable in VARIABLES {
             add(env::var_os(variable).unwrap_or_default().as_encoded_bytes());

@@ -7,7 +7,8 @@
 //! 2. Jobs run as soon as those they depend on are done, as many at a time as there are
 //!    cores (`schedule`).
 //! 3. A job whose inputs are what they were when it was run last is not run (`cache`).
-//! 4. The file that the manifest names must be there afterwards.
+//! 4. The file that the manifest names must be there afterwards. If that is wanted, it is
+//!    made smaller and quicker ([`crate::optimize`]).
 //!
 //! What a command prints is kept, and shown if it fails.
 
@@ -29,7 +30,7 @@ use wisp_manifest::{
     model::{Component, DependencySource, HttpTarget, Source, TriggerKind},
 };
 
-use crate::Error;
+use crate::{Error, optimize};
 
 /// How much of a command's output is kept: its end, where compilers say what is wrong.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub always: bool,
     /// The commands' output is shown on a terminal, so it may have colours.
     pub has_color: bool,
+    /// Make what was built smaller and quicker to start.
+    pub optimize: Option<optimize::Settings>,
 }
 
 /// What is done for one or several components at once.
@@ -80,6 +83,12 @@ pub trait Progress: Sync {
 
     /// A job has ended. `output` is what its commands printed, if it failed.
     fn ended(&self, job: &Job, outcome: Outcome, output: &str);
+
+    /// What was built of a component is being made smaller.
+    fn optimizing(&self, _component: &str) {}
+
+    /// What came of that, now or when it was built last.
+    fn optimized(&self, _report: &optimize::Report) {}
 }
 
 /// Builds an app's components.
@@ -89,19 +98,28 @@ pub trait Progress: Sync {
 pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<(), Vec<Error>> {
     let jobs = jobs(app, &settings.only).map_err(|error| vec![error])?;
     let tools = cache::Tools::default();
+    let variant = settings.optimize.as_ref().map(optimize::Settings::variant);
     let errors = schedule::run(
         &jobs,
         |job| {
-            let known = cache::Entry::of(app, job, &tools);
+            let known = cache::Entry::of(app, job, &tools, variant.as_deref());
             if !settings.always && known.is_current() {
                 progress.ended(job, Outcome::Unchanged, "");
+                known.reports().iter().for_each(|report| progress.optimized(report));
                 return Ok(());
             }
-            let result = job.run_now(settings.has_color, progress);
-            if result.is_ok() {
-                known.keep(app, job, &tools);
+            job.run_now(settings.has_color, progress)?;
+            let mut reports = Vec::new();
+            if let Some(settings) = &settings.optimize {
+                for (component, path) in &job.outputs {
+                    progress.optimizing(component);
+                    let report = optimize::optimize(app, component, path, settings)?;
+                    progress.optimized(&report);
+                    reports.push(report);
+                }
             }
-            result
+            known.keep(app, job, &tools, variant.as_deref(), reports);
+            Ok(())
         },
         |job| progress.ended(job, Outcome::NotTried, ""),
     );

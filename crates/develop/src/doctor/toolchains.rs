@@ -8,7 +8,7 @@ use std::{
 use wisp_manifest::App;
 
 use super::{Findings, Fix};
-use crate::build;
+use crate::{build, optimize::binaryen};
 
 /// A program, what it is for, and how to get it.
 struct Tool {
@@ -65,6 +65,22 @@ pub(super) fn examine(app: &App, findings: &mut Findings) {
     }
     if words.contains(&"cargo") {
         rust_targets(&words, findings);
+    }
+    if !jobs.is_empty() {
+        optimizer(findings);
+    }
+}
+
+/// What `wisp build --optimize` calls. Everything works without it.
+fn optimizer(findings: &mut Findings) {
+    match binaryen::version() {
+        Some(version) => findings.fine.push(format!("{}: {version}", binaryen::PROGRAM)),
+        None => findings.problem(
+            false,
+            format!("`{}` is not there, which `wisp build --optimize` calls", binaryen::PROGRAM),
+            "install `binaryen`; `wisp build --optimize` only strips and snapshots without it".into(),
+            None,
+        ),
     }
 }
 

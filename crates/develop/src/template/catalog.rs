@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fmt, fs,
+    io::Read,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -20,6 +21,15 @@ const MAX_FILES_COUNT: usize = 2_000;
 
 /// Bytes of one template. It is held in memory as a whole.
 const MAX_TEMPLATE_BYTES: u64 = 32 << 20;
+
+/// Bytes of an archive of templates, once unpacked: many templates of ordinary size.
+const MAX_ARCHIVE_BYTES: u64 = 64 << 20;
+
+/// How names of archives end.
+const ARCHIVE_ENDINGS: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
+
+/// What a compressed archive begins with.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Where a template says what it is, in its folder.
 const METADATA_PATH: &str = "metadata/spin-template.toml";
@@ -79,9 +89,9 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Only the templates of a folder, or of a git repository: `https://…`, `git@…`, or
-    /// a local one. A repository's folder is fetched for as long as that takes and not
-    /// kept.
+    /// Only the templates of a folder, of an archive (`.tar`, `.tar.gz`), or of a git
+    /// repository: `https://…`, `git@…`, or a local one. A repository's folder is fetched
+    /// for as long as that takes and not kept.
     ///
     /// # Errors
     /// [`Error::Fetch`] if there are none, [`Error::Template`] if one cannot be read.
@@ -90,11 +100,14 @@ impl Catalog {
         let mut catalog = Self { templates: IndexMap::new() };
         if folder.is_dir() && branch.is_none() {
             catalog.extend(templates_below(folder)?);
+        } else if is_archive(folder) && branch.is_none() {
+            let unpacked = unpack(folder)?;
+            catalog.extend(templates_below(&only_folder(unpacked.path()))?);
         } else if is_repository(from) || folder.is_dir() {
             let clone = clone(from, branch)?;
             catalog.extend(templates_below(clone.path())?);
         } else {
-            let message = "it is neither a folder nor the address of a git repository".into();
+            let message = "it is neither a folder nor an archive nor the address of a git repository".into();
             return Err(Error::Fetch { from: from.to_owned(), message });
         }
         if catalog.templates.is_empty() {
@@ -185,6 +198,37 @@ fn safe_name(id: &str) -> String {
 
 fn is_repository(from: &str) -> bool {
     from.contains("://") || from.starts_with("git@")
+}
+
+fn is_archive(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    path.is_file() && ARCHIVE_ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+fn unpack(archive: &Path) -> Result<tempfile::TempDir, Error> {
+    let failed = |message: String| Error::Fetch { from: archive.display().to_string(), message };
+    let folder = tempfile::tempdir().map_err(|cause| failed(cause.to_string()))?;
+    let bytes = fs::read(archive).map_err(Error::file("read", archive))?;
+    let read: Box<dyn Read + '_> = match bytes.starts_with(&GZIP_MAGIC) {
+        true => Box::new(flate2::read::GzDecoder::new(&*bytes)),
+        false => Box::new(&*bytes),
+    };
+    // What is beyond is missing, and an archive that ends too early is an error. Paths that
+    // lead out of the folder are not followed.
+    tar::Archive::new(read.take(MAX_ARCHIVE_BYTES))
+        .unpack(folder.path())
+        .map_err(|cause| failed(format!("it cannot be unpacked: {cause}")))?;
+    Ok(folder)
+}
+
+/// The only folder in a folder that has nothing else, as in archives of repositories; else
+/// the folder itself.
+fn only_folder(folder: &Path) -> PathBuf {
+    let entries: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().take(2).collect();
+    match &entries[..] {
+        [only] if only.path().is_dir() => only.path(),
+        _ => folder.to_owned(),
+    }
 }
 
 fn clone(from: &str, branch: Option<&str>) -> Result<tempfile::TempDir, Error> {

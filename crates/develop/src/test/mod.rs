@@ -394,7 +394,7 @@ pub fn tests_dir(app: &App) -> PathBuf {
 
 /// Every label that a component names is a store in memory, and nothing outside of this
 /// process can be reached unless calls are recorded.
-fn runtime_config(app: &App, may_reach: bool) -> RuntimeConfig {
+pub(crate) fn runtime_config(app: &App, may_reach: bool) -> RuntimeConfig {
     let mut config = RuntimeConfig::default();
     for component in app.components.values() {
         for label in &component.key_value_stores {
