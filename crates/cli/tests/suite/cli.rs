@@ -25,11 +25,6 @@ fn help_of_wisp() {
 }
 
 #[test]
-fn help_of_up() {
-    insta::assert_snapshot!(help(&["up", "--help"]));
-}
-
-#[test]
 fn the_version_is_said() {
     let finished = run(&["--version"]);
     assert!(finished.status.success());

@@ -142,6 +142,21 @@ fn an_app_goes_to_a_registry_and_comes_back() {
 }
 
 #[test]
+fn an_app_may_be_built_before_it_is_pushed() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let machine = Machine::with_app(100);
+    let manifest = fs::read_to_string(machine.path("app/spin.toml")).unwrap();
+    let build = "[component.shop.build]\ncommand = \"echo built > shop.wasm\"\n";
+    machine.write("app/spin.toml", manifest + build);
+    let reference = format!("{}/team/built:1.0", registry.address);
+    machine.json(&["push", &reference, "-f", "app", "--build"]);
+    assert_eq!(fs::read_to_string(machine.path("app/shop.wasm")).unwrap(), "built\n");
+    machine.json(&["pull", &reference, "-o", "pulled"]);
+    machine.write("app/spin.toml", "no manifest");
+    machine.refused(&["push", &reference, "-f", "app", "--build"], "WISP-E0101");
+}
+
+#[test]
 fn a_pull_that_is_killed_goes_on() {
     const SIZE: usize = 8_000_000;
     let Some(registry) = DockerRegistry::start() else { return };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    develop::{COPIED, Desk, clock_program, times_hidden},
+    develop::{COPIED, Desk, clock_program, times_hidden, unwrapped},
     harness::{Output, Upstream, guests_dir, have},
 };
 
@@ -343,7 +343,7 @@ fn a_component_without_tests_is_refused() {
         "[[component]]\nsource = \"made.wasm\"\n[component.build]\ncommand = \"exit 3\"\n",
     );
     desk.write("app/spin.toml", COPIED.replace("cp source.wasm copied.wasm", "true"));
-    let text = failing_tests(&desk, &["--build"]);
+    let text = unwrapped(&failing_tests(&desk, &["--build"]));
     assert!(text.contains("component `made.wasm` was not built: `exit 3` ended with code 3"), "{text}");
 }
 
@@ -515,7 +515,7 @@ fn calls_are_recorded_once_and_replayed_since() {
     let file = format!("[recording]\nleave_out = [\"x-visitor\"]\n\n{tests}");
     desk.write("app/tests/shop.toml", &file);
     // Nothing is recorded yet.
-    let text = failing_tests(&desk, &[]);
+    let text = unwrapped(&failing_tests(&desk, &[]));
     assert!(text.contains("but the recording has no calls of this test"), "{text}");
     assert_eq!(upstream.accepted_count(), 0);
 

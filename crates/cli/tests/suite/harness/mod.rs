@@ -49,6 +49,9 @@ pub(crate) const START_LIMIT: Duration = Duration::from_secs(240);
 /// How long a line of output, the end of a process or a response may take.
 pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
+/// More than any sentence is long.
+const UNWRAPPED_COLUMNS: &str = "10000";
+
 /// The guests that do one thing per path, in every version of the interfaces.
 pub(crate) const PROBES: [&str; 4] = ["rust-sdk5", "rust-sdk6", "rust-sdk7", "rust-v1"];
 
@@ -285,6 +288,8 @@ pub(crate) fn wisp() -> Command {
             command.env_remove(&name);
         }
     }
+    // Most tests look for a part of a sentence, wherever lines end.
+    command.env("COLUMNS", UNWRAPPED_COLUMNS);
     command
 }
 
