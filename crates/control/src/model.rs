@@ -10,8 +10,7 @@ use crate::{
     access::{Role, Scope},
     description::ImageDescription,
     names::{
-        AppName, ConfigurationId, Digest, Host, Label, OperationId, ReleaseNumber, ResourceId, TeamName,
-        TokenId, UserName,
+        AppName, Digest, Host, Label, OperationId, ReleaseNumber, ResourceId, TeamName, TokenId, UserName,
     },
     platform::{AppHealth, ResourceKind},
 };
@@ -176,8 +175,8 @@ pub struct Release {
     pub number: ReleaseNumber,
     /// The image.
     pub image: Digest,
-    /// Which set of variables it has.
-    pub configuration: ConfigurationId,
+    /// The first release that had the same variables.
+    pub configuration: ReleaseNumber,
     /// What it came to.
     pub state: ReleaseState,
     /// Whether it serves now.
@@ -452,7 +451,7 @@ pub struct DomainInstructions {
 /// Something that somebody did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditEntry {
-    /// Its number, upwards.
+    /// Its number in the team, upwards.
     pub number: u64,
     /// When.
     pub at_ms: u64,

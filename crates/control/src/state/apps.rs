@@ -57,6 +57,11 @@ pub(crate) struct DeploymentParts {
 const APP_COLUMNS: &str = "apps.id, apps.name, team_id, teams.name, current_release, configuration_id,
     apps.created_ms";
 
+/// The first release of an app with the same variables: the ids of configurations are those of
+/// all teams, and would tell how much the others do.
+const FIRST_WITH_VARIABLES: &str = "(SELECT min(number) FROM releases AS first
+    WHERE first.app_id = releases.app_id AND first.configuration_id = releases.configuration_id)";
+
 impl State {
     /// Makes an app without a release.
     pub(crate) async fn create_app(
@@ -160,12 +165,12 @@ impl State {
         limit: usize,
     ) -> Result<Vec<Release>> {
         self.read(move |db| {
-            let mut statement = db.prepare_cached(
-                "SELECT number, image, releases.configuration_id, state, releases.created_ms, created_by, note,
+            let mut statement = db.prepare_cached(&format!(
+                "SELECT number, image, {FIRST_WITH_VARIABLES}, state, releases.created_ms, created_by, note,
                         number = current_release
                  FROM releases JOIN apps ON apps.id = app_id
-                 WHERE app_id = ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3",
-            )?;
+                 WHERE app_id = ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3"
+            ))?;
             let before = before.map_or(i64::MAX, |number| sql_int(number.0));
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             let rows = statement.query_map(params![sql_int(app.0), before, limit], release)?;
@@ -178,11 +183,11 @@ impl State {
     pub(crate) async fn release(&self, app: AppId, number: ReleaseNumber) -> Result<Release> {
         self.read(move |db| {
             let found = db
-                .prepare_cached(
-                    "SELECT number, image, releases.configuration_id, state, releases.created_ms, created_by,
+                .prepare_cached(&format!(
+                    "SELECT number, image, {FIRST_WITH_VARIABLES}, state, releases.created_ms, created_by,
                             note, coalesce(number = current_release, 0), description
-                     FROM releases JOIN apps ON apps.id = app_id WHERE app_id = ?1 AND number = ?2",
-                )?
+                     FROM releases JOIN apps ON apps.id = app_id WHERE app_id = ?1 AND number = ?2"
+                ))?
                 .query_row(params![sql_int(app.0), sql_int(number.0)], |row| {
                     let mut release = release(row)?;
                     release.description = Some(description(row, 8)?);
@@ -521,7 +526,7 @@ fn release(row: &Row<'_>) -> rusqlite::Result<Release> {
     Ok(Release {
         number: ReleaseNumber(unsigned(row.get(0)?)),
         image: digest(row, 1)?,
-        configuration: ConfigurationId(unsigned(row.get(2)?)),
+        configuration: ReleaseNumber(unsigned(row.get(2)?)),
         state: match row.get::<_, String>(3)?.as_str() {
             "ready" => ReleaseState::Ready,
             "failed" => ReleaseState::Failed,

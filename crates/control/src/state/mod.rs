@@ -41,8 +41,11 @@ pub(crate) use self::{
 };
 
 /// Every schema there was, in order. Files are never edited once they landed.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("migrations/0001_first.sql"), include_str!("migrations/0002_device_origins.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("migrations/0001_first.sql"),
+    include_str!("migrations/0002_device_origins.sql"),
+    include_str!("migrations/0003_audit_places.sql"),
+];
 
 /// Marks a file as Wisp's: `wisp` in ASCII.
 const APPLICATION_ID: i32 = 0x7769_7370;
@@ -325,8 +328,9 @@ fn record(
     detail: Option<&str>,
 ) -> Result<()> {
     db.prepare_cached(
-        "INSERT INTO audit (at_ms, team_id, who, token_id, origin, action, subject, detail)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO audit (at_ms, team_id, who, token_id, origin, action, subject, detail, place)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
+                 (SELECT coalesce(max(place), 0) + 1 FROM audit WHERE team_id IS ?2))",
     )?
     .execute(rusqlite::params![
         sql_int(now_ms()),
@@ -341,8 +345,8 @@ fn record(
     let number = db.last_insert_rowid();
     if number % AUDIT_SWEEP_INTERVAL == 0 {
         db.prepare_cached(
-            "DELETE FROM audit WHERE team_id IS ?1 AND number <=
-             (SELECT number FROM audit WHERE team_id IS ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+            "DELETE FROM audit WHERE team_id IS ?1 AND place <=
+             (SELECT place FROM audit WHERE team_id IS ?1 ORDER BY place DESC LIMIT 1 OFFSET ?2)",
         )?
         .execute(rusqlite::params![team.map(|team| sql_int(team.0)), KEPT_AUDIT_COUNT])?;
     }

@@ -43,8 +43,8 @@ impl State {
     ) -> Result<Vec<AuditEntry>> {
         self.read(move |db| {
             let mut statement = db.prepare_cached(
-                "SELECT number, at_ms, who, token_id, origin, action, subject, detail FROM audit
-                 WHERE team_id IS ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3",
+                "SELECT place, at_ms, who, token_id, origin, action, subject, detail FROM audit
+                 WHERE team_id IS ?1 AND place < ?2 ORDER BY place DESC LIMIT ?3",
             )?;
             let rows = statement.query_map(
                 params![

@@ -1,7 +1,7 @@
 //! What a first version wrote opens in every later one.
 //!
 //! `golden/0001.sql` is what the first schema looked like with data in it, `0002.sql` the
-//! second. They are never written again: a later schema gets a file of its own, by
+//! second, and so on. They are never written again: a later schema gets a file of its own, by
 //! `WISP_WRITE_GOLDEN=1 cargo test -p wisp-control --test suite golden`.
 
 use std::{fmt::Write as _, fs, path::PathBuf, sync::Arc};
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The schema that this version writes.
-const CURRENT: u32 = 2;
+const CURRENT: u32 = 3;
 
 fn golden(version: u32, extension: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{version:04}.{extension}"))

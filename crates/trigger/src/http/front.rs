@@ -6,10 +6,11 @@
 
 use std::{
     fmt,
+    hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -101,6 +102,12 @@ pub struct Access {
     pub is_complete: bool,
 }
 
+/// Rounds after which a shuffled number tells nothing of what it was.
+const SHUFFLE_ROUNDS_COUNT: u8 = 4;
+
+/// The lower half of a number.
+const LOW_HALF: u64 = u32::MAX as u64;
+
 /// Names a request. Requests carry it in their extensions if there is an [`Observer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(u64);
@@ -125,16 +132,21 @@ impl RequestId {
     /// A number that no other request of this process has, and hardly one of another.
     fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let mut number = NEXT.load(Ordering::Relaxed);
-        if number == 0 {
-            // Processes begin at random places, so that a restart repeats no id.
-            let start = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8) | 1;
-            let _ = NEXT.compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed);
-        }
-        // An odd step visits all numbers and looks less like a count.
-        number = NEXT.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        Self(number)
+        // Another one in each process, so that a restart repeats no id.
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self(shuffled(NEXT.fetch_add(1, Ordering::Relaxed), &KEY))
     }
+}
+
+/// A number in the place of another: no two have the same, and without the key nobody can tell
+/// how far apart two were. A count would tell each app how often all others are asked. (A
+/// Feistel network, whose function is the standard library's keyed hash.)
+fn shuffled(number: u64, key: &RandomState) -> u64 {
+    let (mut left, mut right) = (number >> 32, number & LOW_HALF);
+    for round in 0..SHUFFLE_ROUNDS_COUNT {
+        (left, right) = (right, left ^ (key.hash_one((round, right)) & LOW_HALF));
+    }
+    left << 32 | right
 }
 
 impl fmt::Display for RequestId {
@@ -240,4 +252,21 @@ pub(super) async fn serve(
         .call(request, arrival)
         .await
         .map(|body| ResponseBody::Service(body.map_err(BodyError::Service).boxed_unsync()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_differ_and_tell_no_distance() {
+        let key = RandomState::new();
+        let ids: Vec<u64> = (0..10_000).map(|number| shuffled(number, &key)).collect();
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+        let distances: HashSet<u64> = ids.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+        assert!(distances.len() > 9_990, "{}", distances.len());
+        assert_ne!(shuffled(1, &key), shuffled(1, &RandomState::new()));
+    }
 }
