@@ -3,16 +3,22 @@
 //! A blob is written under a temporary name, verified, synced, renamed, and its
 //! folder synced; only then is it acknowledged. So what is found under a digest is
 //! complete, whatever happened.
+//!
+//! Content that is there already is written once more, beside it, and removed once that was
+//! acknowledged. Who pushes something must not learn from the time it takes that somebody
+//! else has pushed the same; and to replace a file takes three times as long as to make one.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, pin_mut};
 use object_store::local::LocalFileSystem;
+use object_store::path::Path as StorePath;
 use object_store::{GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutPayload};
 
 use crate::{Digest, Error, Hasher};
@@ -44,7 +50,9 @@ impl Blobs {
     /// # Errors
     /// [`Error::File`] and [`Error::Store`].
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        let spare = folder.join(SPARE_FOLDER);
+        std::fs::create_dir_all(&spare).map_err(Error::file("create", &spare))?;
+        remove_old(&spare).map_err(Error::file("clean up", &spare))?;
         let store = LocalFileSystem::new_with_prefix(folder).map_err(Error::Store)?.with_fsync(true);
         Ok(Self { store: Arc::new(store), folder: folder.to_owned() })
     }
@@ -88,7 +96,8 @@ impl Blobs {
             };
             writing.take(&piece)?;
         }
-        let mut upload = self.store.put_multipart(&path_of(digest)).await.map_err(Error::Store)?;
+        let (path, spare) = self.place(digest).await?;
+        let mut upload = self.store.put_multipart(&path).await.map_err(Error::Store)?;
         let written: Result<Digest, Error> = async {
             loop {
                 let piece = content.next().await.transpose().map_err(Into::into)?;
@@ -106,7 +115,11 @@ impl Blobs {
         }
         .await;
         match written.and_then(|found| verify(digest, found)) {
-            Ok(()) => Ok(Prepared { digest: *digest, size: writing.size, content: Pending::Large(upload) }),
+            Ok(()) => Ok(Prepared {
+                digest: *digest,
+                size: writing.size,
+                content: Pending::Large { upload, spare },
+            }),
             Err(error) => {
                 if let Err(cause) = upload.abort().await {
                     tracing::debug!("an upload cannot be removed: {cause}");
@@ -122,7 +135,8 @@ impl Blobs {
     /// [`Error::Store`].
     pub async fn put_bytes(&self, content: Bytes) -> Result<Digest, Error> {
         let digest = Digest::of(&content);
-        self.store.put(&path_of(&digest), content.into()).await.map_err(Error::Store)?;
+        let prepared = Prepared { digest, size: content.len() as u64, content: Pending::Small(content) };
+        prepared.publish(self).await?;
         Ok(digest)
     }
 
@@ -175,6 +189,40 @@ impl Blobs {
         Ok(bytes.freeze())
     }
 
+    /// Where content is written, and whether that is beside what is there.
+    async fn place(&self, digest: &Digest) -> Result<(StorePath, Option<StorePath>), Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        if self.info(digest).await?.is_none() {
+            return Ok((path_of(digest), None));
+        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let spare = StorePath::from(format!("{SPARE_FOLDER}/{}-{number}", std::process::id()));
+        Ok((spare.clone(), Some(spare)))
+    }
+
+    /// What was written beside content that is there: the content counts as written now, and the
+    /// copy goes when nobody waits for that any more.
+    async fn settle(&self, digest: &Digest, spare: StorePath) -> Result<(), Error> {
+        let path = self.folder.join(FOLDER).join(digest.hex());
+        let touched = std::fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        match touched {
+            Ok(()) => {
+                let store = self.store.clone();
+                tokio::spawn(async move {
+                    if let Err(cause) = store.delete(&spare).await {
+                        tracing::debug!("a copy cannot be removed yet: {cause}");
+                    }
+                });
+                Ok(())
+            }
+            // It was garbage a moment ago.
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
+                self.store.rename(&spare, &path_of(digest)).await.map_err(Error::Store)
+            }
+            Err(cause) => Err(Error::file("touch", &path)(cause)),
+        }
+    }
+
     /// Removes a blob. It is no error if it is not there.
     ///
     /// # Errors
@@ -208,8 +256,26 @@ impl Blobs {
 /// Where blobs are in the store.
 const FOLDER: &str = "sha256";
 
-fn path_of(digest: &Digest) -> object_store::path::Path {
-    object_store::path::Path::from(format!("{FOLDER}/{}", digest.hex()))
+/// Where content is written that is there already.
+const SPARE_FOLDER: &str = "spare";
+
+/// How old a copy is that nobody removes any more: its process has ended.
+const MAX_SPARE_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn path_of(digest: &Digest) -> StorePath {
+    StorePath::from(format!("{FOLDER}/{}", digest.hex()))
+}
+
+/// Removes copies that a process left behind.
+fn remove_old(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+        if age > MAX_SPARE_AGE {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn verify(expected: &Digest, found: Digest) -> Result<(), Error> {
@@ -228,7 +294,7 @@ pub(crate) struct Prepared {
 
 enum Pending {
     Small(Bytes),
-    Large(Box<dyn MultipartUpload>),
+    Large { upload: Box<dyn MultipartUpload>, spare: Option<StorePath> },
 }
 
 impl Prepared {
@@ -236,11 +302,17 @@ impl Prepared {
     pub(crate) async fn publish(self, blobs: &Blobs) -> Result<u64, Error> {
         match self.content {
             Pending::Small(bytes) => {
-                let payload = PutPayload::from(bytes);
-                blobs.store.put(&path_of(&self.digest), payload).await.map_err(Error::Store)?;
+                let (path, spare) = blobs.place(&self.digest).await?;
+                blobs.store.put(&path, PutPayload::from(bytes)).await.map_err(Error::Store)?;
+                if let Some(spare) = spare {
+                    blobs.settle(&self.digest, spare).await?;
+                }
             }
-            Pending::Large(mut upload) => {
+            Pending::Large { mut upload, spare } => {
                 upload.complete().await.map_err(Error::Store)?;
+                if let Some(spare) = spare {
+                    blobs.settle(&self.digest, spare).await?;
+                }
             }
         }
         Ok(self.size)
@@ -303,6 +375,29 @@ mod tests {
             }
         }
         assert_eq!(blobs.list().try_collect::<Vec<_>>().await.unwrap().len(), 6);
+    }
+
+    #[tokio::test]
+    async fn what_is_there_already_is_written_beside_it_and_counts_as_new() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        for size in [10, PART_BYTES + 1] {
+            let content = vec![size as u8; size];
+            let digest = Digest::of(&content);
+            let put = async || blobs.put(&digest, u64::MAX, pieces(&content, 1 << 20)).await.unwrap();
+            put().await;
+            let path = folder.path().join(FOLDER).join(digest.hex());
+            let long_ago = SystemTime::now() - Duration::from_secs(1_000_000);
+            std::fs::File::open(&path).unwrap().set_modified(long_ago).unwrap();
+            put().await;
+            assert!(blobs.info(&digest).await.unwrap().unwrap().written > long_ago);
+            assert_eq!(blobs.read(&digest, size).await.unwrap(), content);
+        }
+        assert_eq!(files(folder.path()), 2);
+        let copies = || std::fs::read_dir(folder.path().join(SPARE_FOLDER)).unwrap().count();
+        while copies() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]
