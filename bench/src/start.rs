@@ -116,7 +116,7 @@ fn measure(wisp: &Path, template: &'static str) -> Result<Row, Error> {
     let said: Value = serde_json::from_slice(&built.stdout)
         .map_err(|cause| Error::Usage(format!("`wisp build` says no JSON: {cause}")))?;
     let jobs = said["built"].as_array().into_iter().flatten();
-    let tools_ms = jobs.filter_map(|job| job["ms"].as_f64()).sum();
+    let tools_ms = jobs.filter_map(|job| job["ms"].as_f64()).fold(0.0, |sum, ms| sum + ms);
     let started = Instant::now();
     let server = desk.plan(&app).start()?;
     let wrong = |cause| Error::Answer { name: template.to_owned(), cause };

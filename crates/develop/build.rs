@@ -21,7 +21,12 @@ fn main() -> io::Result<()> {
     }
     code.push_str("];\n");
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
-    fs::write(out_dir.join("templates.rs"), code)
+    let path = out_dir.join("templates.rs");
+    // As a new file: copies of a target folder may share the old one by hard links.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::write(path, code),
+    }
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
