@@ -476,6 +476,37 @@ fn the_first_failure_can_be_the_last() {
 }
 
 #[test]
+fn what_never_ends_is_ended() {
+    let desk = Desk::new();
+    desk.write("app/spin.toml", COPIED);
+    let endless = "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop br 0)))";
+    desk.write("app/copied.wasm", wat::parse_str(endless).unwrap());
+    desk.write("app/tests/a.toml", "[[test]]\nname = \"an endless app\"\nrequest = \"GET /\"\n");
+    desk.write("app/tests/b.toml", "[[component]]\nsource = \"b.wasm\"\n");
+    desk.write("app/tests/b.wasm", wat::parse_str(ENDLESS_TEST).unwrap());
+    insta::assert_snapshot!(failing_tests(&desk, &["--limit", "100ms"]));
+}
+
+/// A component with one test, `an endless test`.
+const ENDLESS_TEST: &str = r#"(component
+    (core module $module
+        (memory (export "memory") 1)
+        (data (i32.const 0) "\10\00\00\00\01\00\00\00")
+        (data (i32.const 16) "\20\00\00\00\0f\00\00\00")
+        (data (i32.const 32) "an endless test")
+        (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 64))
+        (func (export "names") (result i32) (i32.const 0))
+        (func (export "run") (param i32 i32) (result i32) (loop br 0) (unreachable)))
+    (core instance $instance (instantiate $module))
+    (func $names (result (list string))
+        (canon lift (core func $instance "names") (memory (core memory $instance "memory"))))
+    (func $run (param "name" string) (result (result (error string)))
+        (canon lift (core func $instance "run")
+            (memory (core memory $instance "memory")) (realloc (core func $instance "realloc"))))
+    (instance $tests (export "names" (func $names)) (export "run" (func $run)))
+    (export "wisp:test/tests@0.1.0" (instance $tests)))"#;
+
+#[test]
 fn tests_run_again_after_each_edit() {
     let desk = Desk::new();
     desk.write("app/spin.toml", COPIED);
