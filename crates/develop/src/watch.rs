@@ -14,10 +14,7 @@ use std::{
 };
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use wisp_manifest::{
-    App,
-    model::{FileMount, Source},
-};
+use wisp_manifest::{App, model::FileMount};
 
 use crate::{
     Error,
@@ -100,11 +97,7 @@ impl Watcher {
     pub fn follow(&mut self, app: &App, manifest: &Path, jobs: &[Job]) -> Result<(), Error> {
         let base = absolute(&app.directory);
         self.manifest = absolute(manifest);
-        let path_of = |source: &Source| match source {
-            Source::Path(path) => Some(normal(&base.join(path))),
-            Source::Url { .. } | Source::Registry(_) => None,
-        };
-        self.sources = app.components.values().filter_map(|component| path_of(&component.source)).collect();
+        self.sources = app.code_files().map(|path| normal(&base.join(path))).collect();
         self.patterns = Vec::new();
         for (number, job) in jobs.iter().enumerate() {
             for component in &job.components {

@@ -124,35 +124,53 @@ struct Names {
 }
 
 impl Names {
-    /// Reads the outermost component's names; nested modules are skipped.
+    /// Reads the outermost component's names; nested modules are skipped. Of components
+    /// in it, which a composition is made of, only what they need counts.
     fn of(component: &[u8]) -> Result<Self, Error> {
         let mut names = Self::default();
+        let mut inner = Vec::new();
+        names.read(component, true, &mut inner)?;
+        while let Some(component) = inner.pop() {
+            names.read(component, false, &mut inner)?;
+        }
+        Ok(names)
+    }
+
+    fn read<'bytes>(
+        &mut self,
+        component: &'bytes [u8],
+        is_outermost: bool,
+        inner: &mut Vec<&'bytes [u8]>,
+    ) -> Result<(), Error> {
         for section in sections(component) {
             match section? {
-                (Payload::ComponentImportSection(imports), _) => {
+                (Payload::ComponentImportSection(imports), _) if is_outermost => {
                     for import in imports {
-                        names.imports.insert(import.map_err(invalid)?.name.name.to_owned());
+                        self.imports.insert(import.map_err(invalid)?.name.name.to_owned());
                     }
                 }
-                (Payload::ComponentExportSection(exports), _) => {
+                (Payload::ComponentExportSection(exports), _) if is_outermost => {
                     for export in exports {
-                        names.exports.insert(export.map_err(invalid)?.name.name.to_owned());
+                        self.exports.insert(export.map_err(invalid)?.name.name.to_owned());
                     }
+                }
+                (Payload::ComponentSection { unchecked_range, .. }, bytes) => {
+                    inner.push(nested(bytes, &unchecked_range));
                 }
                 (Payload::ComponentTypeSection(types), _) => {
                     for ty in types {
-                        names.asynchronous_types |= is_asynchronous(&ty.map_err(invalid)?);
+                        self.asynchronous_types |= is_asynchronous(&ty.map_err(invalid)?);
                     }
                 }
                 (Payload::ComponentCanonicalSection(functions), _) => {
                     for function in functions {
-                        names.asynchronous_types |= is_concurrent_builtin(&function.map_err(invalid)?);
+                        self.asynchronous_types |= is_concurrent_builtin(&function.map_err(invalid)?);
                     }
                 }
                 _ => {}
             }
         }
-        Ok(names)
+        Ok(())
     }
 
     fn all(&self) -> impl Iterator<Item = &String> {
@@ -359,6 +377,19 @@ mod tests {
         let (_, flavor) =
             names_after(r#"(component (import "a:b/c@1.0.0" (instance (export "f" (func async)))))"#);
         assert_eq!(flavor, Flavor::Concurrent);
+    }
+
+    #[test]
+    fn what_is_inside_a_composition_may_need_concurrency() {
+        let (_, flavor) = names_after(
+            r#"(component (component (component
+                (import "f" (func async))
+                (core func (canon lower (func 0) async)))))"#,
+        );
+        assert_eq!(flavor, Flavor::Concurrent);
+        let (names, flavor) = names_after(r#"(component (component (import "inner" (func))))"#);
+        assert!(names.is_empty());
+        assert_eq!(flavor, Flavor::Plain);
     }
 
     #[test]

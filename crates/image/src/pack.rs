@@ -17,7 +17,7 @@ use serde_json::json;
 use wisp_manifest::App;
 use wisp_manifest::files::{self, FilesError};
 use wisp_manifest::locked::{ContentRef, LockedApp, LockedFile, LockedSource};
-use wisp_manifest::model::{Component, DependencySource, Source};
+use wisp_manifest::model::{Build, Component, DependencySource, Source, TriggerKind};
 
 use crate::blobs::Blobs;
 use crate::format::{
@@ -95,17 +95,16 @@ pub fn pack(app: &App, options: &PackOptions) -> Result<Image, Error> {
         for ((name, dependency), locked) in
             component.dependencies.iter().zip(locked.dependencies.values_mut())
         {
-            locked.source = packing.dependency(component, &name.to_string(), &dependency.source)?;
+            locked.source =
+                packing.part(component.id.as_str(), &format!("dependency `{name}`"), &dependency.source)?;
         }
         placed.push(packing.find_files(component)?);
     }
-    for trigger in &mut locked.triggers {
-        if !trigger.trigger_dependencies.is_empty() {
-            return Err(Error::Unpackable {
-                component: trigger.id.clone(),
-                reason: "it has middleware, which is not composed yet".to_owned(),
-                hint: None,
-            });
+    for (trigger, locked) in app.triggers.iter().zip(&mut locked.triggers) {
+        let TriggerKind::Http(http) = &trigger.kind else { continue };
+        let placed = locked.trigger_dependencies.values_mut().flatten();
+        for (middleware, locked) in http.middleware.iter().zip(placed) {
+            locked.source = packing.part(trigger.id.as_str(), "middleware", &middleware.source)?;
         }
     }
     // The locked app is a layer too.
@@ -238,32 +237,39 @@ impl Packing<'_> {
         }
     }
 
-    fn dependency(
-        &mut self,
-        component: &Component,
-        name: &str,
-        source: &DependencySource,
-    ) -> Result<LockedSource, Error> {
+    /// The code of a dependency or of middleware.
+    fn part(&mut self, owner: &str, what: &str, source: &DependencySource) -> Result<LockedSource, Error> {
+        let app = self.app;
+        let not_here = || Error::Unpackable {
+            component: owner.to_owned(),
+            reason: format!("its {what} is not here but at a URL or in a registry"),
+            hint: Some("fetch the code and name its file with `path`".to_owned()),
+        };
         let content = match source {
-            DependencySource::Path(path) => self.component_layer(component, path)?,
-            DependencySource::Component(id) => match self.app.components.get(id).map(|other| &other.source) {
-                Some(Source::Path(path)) => self.component_layer(component, path)?,
-                _ => return Err(not_here(component, name)),
+            DependencySource::Path(path) => self.layer_of(owner, None, path)?,
+            DependencySource::Component(id) => match app.components.get(id) {
+                Some(other) => match &other.source {
+                    Source::Path(path) => self.component_layer(other, path)?,
+                    Source::Url { .. } | Source::Registry(_) => return Err(not_here()),
+                },
+                None => return Err(not_here()),
             },
-            DependencySource::Url { .. } | DependencySource::Registry { .. } => {
-                return Err(not_here(component, name));
-            }
+            DependencySource::Url { .. } | DependencySource::Registry { .. } => return Err(not_here()),
         };
         Ok(LockedSource::new(content))
     }
 
     fn component_layer(&mut self, component: &Component, path: &Path) -> Result<ContentRef, Error> {
+        self.layer_of(component.id.as_str(), component.build.as_ref(), path)
+    }
+
+    fn layer_of(&mut self, owner: &str, build: Option<&Build>, path: &Path) -> Result<ContentRef, Error> {
         let path = self.app.directory.join(path);
         let (digest, size) = self.digest_of(&path).map_err(|error| match error {
             Error::File { cause, .. } if cause.kind() == io::ErrorKind::NotFound => Error::Unpackable {
-                component: component.id.to_string(),
+                component: owner.to_owned(),
                 reason: format!("there is no file `{}`", path.display()),
-                hint: match &component.build {
+                hint: match build {
                     Some(build) => Some(format!("build it first: `{}`", build.commands.join(" && "))),
                     None => Some("build it first".to_owned()),
                 },
@@ -404,14 +410,6 @@ impl Packing<'_> {
         }
         let digest = Digest::of(&manifest);
         Ok(Image { manifest: manifest.into(), digest, locked, layers: self.layers })
-    }
-}
-
-fn not_here(component: &Component, name: &str) -> Error {
-    Error::Unpackable {
-        component: component.id.to_string(),
-        reason: format!("its dependency `{name}` is not here but at a URL or in a registry"),
-        hint: Some("fetch it and name its file as `path`".to_owned()),
     }
 }
 

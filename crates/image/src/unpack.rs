@@ -143,6 +143,9 @@ impl Unpacking<'_> {
             for dependency in component.dependencies.values_mut() {
                 dependency.source.content = self.component(&dependency.source.content).await?;
             }
+            for member in component.trigger_dependencies.values_mut().flatten() {
+                member.source.content = self.component(&member.source.content).await?;
+            }
             if component.files.is_empty() {
                 continue;
             }

@@ -127,6 +127,7 @@ pub(crate) fn check(
         wisp,
         tools,
         directory: directory.to_owned(),
+        file: PathBuf::new(),
         profile: profile.map(str::to_owned),
     })
 }

@@ -51,6 +51,7 @@ pub mod diagnostics;
 pub mod files;
 pub mod id;
 mod load;
+pub mod locate;
 pub mod locked;
 pub mod model;
 mod raw;

@@ -46,10 +46,12 @@ impl App {
     /// Everything that is wrong with it.
     pub fn parse(path: &Path, text: &str, profile: Option<&str>) -> Result<Checked<Self>, Diagnostics> {
         let directory = directory_of(path);
-        parse_text(path, text, |table, context| {
+        let mut checked = parse_text(path, text, |table, context| {
             let manifest = manifest(table, context)?;
             check::check(manifest, context, &directory, profile)
-        })
+        })?;
+        path.clone_into(&mut checked.value.file);
+        Ok(checked)
     }
 
     /// Reads a manifest from a file, or from `spin.toml` in a directory, or from
@@ -134,6 +136,7 @@ impl App {
             wisp: WispAppSettings::default(),
             tools: IndexMap::new(),
             directory: directory_of(path),
+            file: PathBuf::new(),
             profile: None,
         }
     }

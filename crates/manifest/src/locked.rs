@@ -310,12 +310,7 @@ impl LockedApp {
                 })
                 .map(move |(name, _)| format!("{who} needs `{name}` of its host"))
         });
-        let composed = self
-            .components
-            .iter()
-            .filter(|component| !component.trigger_dependencies.is_empty())
-            .map(|component| format!("component `{}` has dependencies of a trigger", component.id));
-        let problems: Vec<String> = unknown.chain(unmet).chain(composed).collect();
+        let problems: Vec<String> = unknown.chain(unmet).collect();
         match problems.is_empty() {
             true => Ok(()),
             false => {
@@ -356,7 +351,8 @@ impl LockedApp {
                 faults.push((format!("triggers.{}.trigger_config", trigger.id), "an object is needed"));
                 continue;
             };
-            let has_dependencies = !trigger.trigger_dependencies.is_empty();
+            let dependencies = self.trigger_dependencies(trigger, settings);
+            let has_dependencies = !dependencies.is_empty();
             for (key, value) in settings {
                 let is_said_elsewhere = key == "id" || (key == "dependencies" && has_dependencies);
                 if !is_said_elsewhere {
@@ -365,7 +361,7 @@ impl LockedApp {
             }
             if has_dependencies {
                 let mut roles = FreeTable::new();
-                for (role, members) in &trigger.trigger_dependencies {
+                for (role, members) in dependencies {
                     let members = members.iter().map(|member| member.manifest(&mut faults, &trigger.id));
                     roles.insert(role.clone(), members.collect());
                 }
@@ -385,6 +381,21 @@ impl LockedApp {
                     hint: None,
                 }),
             )),
+        }
+    }
+
+    /// What a trigger's component is composed with for it: some versions of Spin say that
+    /// where the trigger is, others where its component is.
+    fn trigger_dependencies<'a>(
+        &'a self,
+        trigger: &'a LockedTrigger,
+        settings: &FreeTable,
+    ) -> &'a IndexMap<String, Vec<LockedDependency>> {
+        let component = settings.get("component").and_then(Value::as_str);
+        let component = self.components.iter().find(|known| component == Some(known.id.as_str()));
+        match component {
+            Some(component) if trigger.trigger_dependencies.is_empty() => &component.trigger_dependencies,
+            _ => &trigger.trigger_dependencies,
         }
     }
 

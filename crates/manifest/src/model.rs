@@ -5,7 +5,7 @@
 //! component is there.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub struct App {
     pub tools: IndexMap<String, FreeTable>,
     /// Where the manifest lies; relative paths in it start here.
     pub directory: PathBuf,
+    /// The manifest itself, as it was named; empty for an app that was read from none.
+    pub file: PathBuf,
     /// The profile that the components were read with.
     pub profile: Option<String>,
 }
@@ -553,6 +555,25 @@ impl App {
     /// The types of triggers that the app has, in the order of the manifest.
     pub fn trigger_types(&self) -> IndexSet<&str> {
         self.triggers.iter().map(|trigger| trigger.kind.type_name()).collect()
+    }
+
+    /// The files with code that the manifest names: sources, dependencies, middleware;
+    /// relative to [`directory`](Self::directory).
+    pub fn code_files(&self) -> impl Iterator<Item = &Path> {
+        let sources = self.components.values().filter_map(|component| match &component.source {
+            Source::Path(path) => Some(path.as_path()),
+            Source::Url { .. } | Source::Registry(_) => None,
+        });
+        let dependencies = self.components.values().flat_map(|component| component.dependencies.values());
+        let middleware = self.http_triggers().flat_map(|(_, http)| &http.middleware);
+        let others = dependencies
+            .map(|dependency| &dependency.source)
+            .chain(middleware.map(|middleware| &middleware.source))
+            .filter_map(|source| match source {
+                DependencySource::Path(path) => Some(path.as_path()),
+                _ => None,
+            });
+        sources.chain(others)
     }
 
     /// The components that have to be loaded when triggers of this type run,

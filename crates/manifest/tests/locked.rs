@@ -260,15 +260,40 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 #[test]
+fn middleware_is_found_at_a_trigger_and_at_its_component() {
+    let dependency = json!({
+        "source": { "content_type": "application/wasm", "source": "b.wasm" },
+        "inherit": { "Some": ["variables"] },
+    });
+    let roles = json!({ "middleware": [dependency] });
+    for pointer in ["/components/0/trigger_dependencies", "/triggers/0"] {
+        let mut json = with("/components/0/trigger_dependencies", json!({}));
+        match json.pointer_mut(pointer).unwrap() {
+            Value::Object(trigger) if pointer == "/triggers/0" => {
+                trigger.insert("trigger_dependencies".to_owned(), roles.clone());
+            }
+            value => *value = roles.clone(),
+        }
+        let path = Path::new("spin.lock");
+        let app = LockedApp::parse(path, json.to_string().as_bytes()).unwrap().check(path).unwrap().value;
+        let (_, http) = app.http_triggers().next().unwrap();
+        let [middleware] = http.middleware.as_slice() else { panic!("one, with {pointer}") };
+        assert_eq!(
+            middleware.source,
+            wisp_manifest::model::DependencySource::Path("b.wasm".into()),
+            "{pointer}"
+        );
+    }
+}
+
+#[test]
 fn what_is_wrong_is_refused_with_a_code() {
-    let dependency = json!({ "source": { "content_type": "application/wasm", "source": "b.wasm" } });
     for (pointer, value, code) in [
         ("/spin_lock_version", json!(2), "WISP-E0125"),
         ("/spin_lock_version", json!("1"), "WISP-E0101"),
         ("/must_understand", json!(["host_requirements", "quantum_state"]), "WISP-E0125"),
         ("/host_requirements", json!({ "quantum_state": "required" }), "WISP-E0125"),
         ("/components/0/host_requirements", json!({ "quantum_state": "required" }), "WISP-E0125"),
-        ("/components/0/trigger_dependencies", json!({ "middleware": [dependency] }), "WISP-E0125"),
         ("/components", json!({}), "WISP-E0101"),
         ("/components/0/id", json!("Not-kebab_case"), "WISP-E0107"),
         ("/components/0/source", json!({ "content_type": "application/wasm" }), "WISP-E0106"),

@@ -42,13 +42,13 @@ pub enum Error {
         /// Where it lies.
         place: &'static str,
     },
-    /// The component must be composed, which this version does not do.
-    #[error("component `{component}` has {what}, which this version does not compose")]
-    UnsupportedComposition {
-        /// The component's id.
-        component: String,
-        /// `dependencies` or `middleware`.
-        what: &'static str,
+    /// A component cannot be composed of what its manifest names.
+    #[error("{place}{cause}")]
+    Composition {
+        /// Where the manifest says it, `spin.toml:12: `; empty if that is not known.
+        place: String,
+        /// What is wrong.
+        cause: wisp_compose::Error,
     },
     /// A network destination is wrong once its variables are filled in.
     #[error("component `{component}`: {message}")]
@@ -169,7 +169,7 @@ impl Error {
             Self::NoTrigger => "WISP-E0701",
             Self::UnknownComponent { .. } => "WISP-E0702",
             Self::UnsupportedSource { .. } => "WISP-E0703",
-            Self::UnsupportedComposition { .. } => "WISP-E0704",
+            Self::Composition { cause, .. } => cause.code(),
             Self::FilesFolder { .. } => "WISP-E0705",
             Self::AllowedHosts { .. } => "WISP-E0707",
             Self::HostName { .. } => "WISP-E0708",
@@ -203,11 +203,7 @@ impl Error {
             Self::UnsupportedSource { .. } => {
                 Some("download the component and name the file: `source = \"file.wasm\"`".into())
             }
-            Self::UnsupportedComposition { .. } => Some(
-                "compose the component when it is built, for example with `wac plug`, \
-                 and name the result as `source`"
-                    .into(),
-            ),
+            Self::Composition { cause, .. } => cause.hint(),
             Self::AllowedHosts { .. } => Some(
                 "entries of `allowed_outbound_hosts` read `scheme://host:port` after variables are filled in"
                     .into(),

@@ -58,6 +58,7 @@
 
 mod admin;
 mod change;
+pub mod composition;
 mod directory;
 mod entry;
 mod error;

@@ -33,6 +33,7 @@ use wisp_trigger::http::{
 
 use crate::{
     AppSettings, Error, Errors, Release, RuntimeSettings,
+    composition::{self, Composed, Composer},
     runtime_config::{self, Placement},
 };
 
@@ -47,6 +48,7 @@ const ANNOUNCED_SOURCE_BYTES: usize = 4 << 20;
 pub struct Runtime {
     engine: Engine,
     linkers: Linkers,
+    composer: Arc<Composer>,
     logs: Logs,
     client: Arc<outbound_http::Client>,
     outbound_limits: outbound::Limits,
@@ -147,6 +149,7 @@ impl Runtime {
         })?;
         Ok(Self {
             commons: Commons::start(&engine, settings.commons)?,
+            composer: Arc::new(Composer::new(settings.image_dir.as_deref())?),
             engine,
             linkers,
             logs,
@@ -305,6 +308,7 @@ impl Runtime {
         state: &Arc<AppState>,
         outcomes: &Arc<Outcomes>,
     ) -> Result<LoadedApp, Errors> {
+        let Composed { app, inputs } = &self.composed(app, settings).await?;
         let wanted = wanted_components(app, settings)?;
         let providers = self.providers(app, settings)?;
         let resolver = Arc::new(Resolver::new(&app.variables, providers).await?);
@@ -327,7 +331,7 @@ impl Runtime {
             HttpAppBuilder::new(&self.engine, &self.linkers, commons, account, self.tracker.clone())
                 .outcomes(outcomes.clone());
         let mut errors = Vec::new();
-        let mut sources = Vec::with_capacity(wanted.len());
+        let mut sources = inputs.clone();
         for ((wanted, loaded), provided) in wanted.iter().zip(loaded).zip(provided) {
             let component = wanted.component;
             let result = match (loaded, provided) {
@@ -359,6 +363,7 @@ impl Runtime {
     /// Everything that is wrong with any of its components.
     pub fn prepare(&self, app: &App, settings: &AppSettings) -> Result<(), Errors> {
         let mut errors = Vec::new();
+        let app = &self.compose(app, &settings.only_components)?.app;
         for wanted in wanted_components(app, settings)? {
             let id = &wanted.component.id;
             let checked = match self.engine.load_file(&wanted.path) {
@@ -370,6 +375,34 @@ impl Runtime {
             errors.extend(checked.err());
         }
         if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
+    }
+
+    /// The app without dependencies and middleware. Blocks.
+    ///
+    /// # Errors
+    /// Everything that is wrong with what its components are composed of.
+    pub fn compose<'app>(&self, app: &'app App, only: &[String]) -> Result<Composed<'app>, Errors> {
+        self.composer.compose(app, only)
+    }
+
+    /// The same, on a thread for blocking work if there is anything to do.
+    async fn composed<'app>(
+        &self,
+        app: &'app App,
+        settings: &AppSettings,
+    ) -> Result<Composed<'app>, Errors> {
+        if !composition::is_needed(app) {
+            return Ok(Composed::nothing(app));
+        }
+        let _turn = self.slow_loads.acquire().await;
+        let composer = self.composer.clone();
+        let (app, only) = (app.clone(), settings.only_components.clone());
+        let composing =
+            tokio::task::spawn_blocking(move || composer.compose(&app, &only).map(Composed::into_owned));
+        match composing.await {
+            Ok(composed) => composed,
+            Err(error) => Err(Error::FilesFolder { cause: std::io::Error::other(error.to_string()) }.into()),
+        }
     }
 
     /// Loads the code of components: at once where all of it is known, else on threads
@@ -598,12 +631,6 @@ fn wanted_components<'app>(app: &'app App, settings: &AppSettings) -> Result<Vec
             || settings.only_components.iter().any(|only| only == id.as_str());
         if !is_wanted || wanted.iter().any(|known| known.component.id == *id && known.executor == executor) {
             continue;
-        }
-        if !http.middleware.is_empty() {
-            errors.push(Error::UnsupportedComposition { component: id.to_string(), what: "middleware" });
-        }
-        if !component.dependencies.is_empty() {
-            errors.push(Error::UnsupportedComposition { component: id.to_string(), what: "dependencies" });
         }
         match &component.source {
             Source::Path(path) => {

@@ -33,7 +33,9 @@ const P1: &str = "wasm32-wasip1";
 const P2: &str = "wasm32-wasip2";
 
 const GUESTS: &[Guest] = &[
+    rust("asker", "a dependency that asks for everything (wit-bindgen)", "asker", P2, "asker"),
     rust("attacker", "takes what it can get, for benches (wstd)", "attacker", P2, "attacker"),
+    rust("gate", "middleware of WASI 0.3 (wit-bindgen)", "gate", P2, "gate"),
     rust("hello-p2", "smallest WASI 0.2 HTTP handler (wstd)", "hello-p2", P2, "hello-p2"),
     rust("hello-p3", "smallest WASI 0.3 HTTP handler (spin-sdk 7)", "hello-p3", P2, "hello_p3"),
     rust("rust-sdk5", "probe, spin-sdk 5: WASI 0.2, fermyon:spin@2.0.0", "rust-sdk5", P2, "rust_sdk5"),
@@ -51,6 +53,7 @@ const GUESTS: &[Guest] = &[
     app("c-wagi", "C, WASI preview 1, CGI"),
     app("go-wagi", "Go, WASI preview 1, CGI"),
     app("js", "JavaScript, Spin's build tools"),
+    app("js-asks", "JavaScript, an app that has a dependency"),
     app("python-hello", "smallest Python guest, spin-sdk 3.4: WASI 0.2, no Spin interfaces"),
     app("python-sdk3", "Python, spin-sdk 3.4: WASI 0.2"),
     app("python-sdk4", "Python, spin-sdk 4.0: WASI 0.3.0-rc-2026-03-15"),
