@@ -78,11 +78,8 @@ pub fn wit(offers: &[Offer<'_>]) -> Result<String, Error> {
 
 /// Leaves only those exports that are used.
 fn keep_meant(resolve: &mut Resolve, world: WorldId, offer: &Offer<'_>) -> Result<(), Error> {
-    let names: Vec<(WorldKey, String)> = resolve.worlds[world]
-        .exports
-        .keys()
-        .map(|key| (key.clone(), resolve.name_world_key(key)))
-        .collect();
+    let names: Vec<(WorldKey, String)> =
+        resolve.worlds[world].exports.keys().map(|key| (key.clone(), resolve.name_world_key(key))).collect();
     let is_used = |name: &str| match (offer.export, offer.name) {
         (Some(export), _) => name == export || ExternName::parse(name).unversioned() == export,
         (None, DependencyName::Plain(plain)) => name == plain,
@@ -97,8 +94,7 @@ fn keep_meant(resolve: &mut Resolve, world: WorldId, offer: &Offer<'_>) -> Resul
                 }
         }
     };
-    let used: Vec<&WorldKey> =
-        names.iter().filter(|(_, name)| is_used(name)).map(|(key, _)| key).collect();
+    let used: Vec<&WorldKey> = names.iter().filter(|(_, name)| is_used(name)).map(|(key, _)| key).collect();
     if used.is_empty() {
         return Err(Error::NoExport {
             part: offer.code.name.to_owned(),
@@ -114,7 +110,8 @@ fn keep_meant(resolve: &mut Resolve, world: WorldId, offer: &Offer<'_>) -> Resul
 /// Gives the package that every component's world is in a name that no other one has.
 fn rename(resolve: &mut Resolve, world: WorldId, number: usize) {
     let Some(package) = resolve.worlds[world].package else { return };
-    let name = PackageName { namespace: "root".to_owned(), name: format!("dependency{number}"), version: None };
+    let name =
+        PackageName { namespace: "root".to_owned(), name: format!("dependency{number}"), version: None };
     let old = std::mem::replace(&mut resolve.packages[package].name, name.clone());
     resolve.package_names.shift_remove(&old);
     resolve.package_names.insert(name, package);

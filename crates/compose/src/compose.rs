@@ -221,16 +221,14 @@ impl<'a> Composition<'a> {
             import: import.to_owned(),
             message,
         };
-        let alias = self.graph.alias_instance_export(from, export).map_err(|error| mismatch(chain(&error)))?;
-        self.graph
-            .set_instantiation_argument(to, import, alias)
-            .map_err(|error| mismatch(chain(&error)))
+        let alias =
+            self.graph.alias_instance_export(from, export).map_err(|error| mismatch(chain(&error)))?;
+        self.graph.set_instantiation_argument(to, import, alias).map_err(|error| mismatch(chain(&error)))
     }
 
     /// Exports what the main component exports, requests going through the front.
     fn encode(mut self) -> Result<Vec<u8>, Error> {
-        let conflict =
-            |message: String| Error::Conflict { part: self.main.name.to_owned(), message };
+        let conflict = |message: String| Error::Conflict { part: self.main.name.to_owned(), message };
         let mut outward: Vec<(NodeId, String)> = Vec::new();
         for export in exports(&self.graph, self.package) {
             match &self.front {
@@ -240,10 +238,8 @@ impl<'a> Composition<'a> {
         }
         for (node, export) in outward {
             // Types alone say nothing to whoever runs it, and cannot be exported again.
-            let alias = self
-                .graph
-                .alias_instance_export(node, &export)
-                .map_err(|error| conflict(chain(&error)))?;
+            let alias =
+                self.graph.alias_instance_export(node, &export).map_err(|error| conflict(chain(&error)))?;
             if !matches!(self.graph[alias].item_kind(), ItemKind::Type(_)) {
                 self.graph.export(alias, export).map_err(|error| conflict(chain(&error)))?;
             }
@@ -423,10 +419,7 @@ mod tests {
     fn names_choose_imports_and_exports() {
         let (main, bytes) = (main_of("a:b/sums@1.2.0"), dependency_of("x:y/z"));
         let all = Permissions::all;
-        for name in [
-            package("a:b", Some("sums"), None),
-            package("a:b", Some("sums"), Some("1.0.0")),
-        ] {
+        for name in [package("a:b", Some("sums"), None), package("a:b", Some("sums"), Some("1.0.0"))] {
             assert!(composed(&main, &[with(&name, &bytes, all(), Some("x:y/z"))]).is_ok(), "{name}");
             let error = composed(&main, &[with(&name, &bytes, all(), None)]).unwrap_err();
             assert_eq!(error.code(), "WISP-E1303");

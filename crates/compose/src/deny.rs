@@ -112,9 +112,7 @@ pub fn adapter(code: &Code<'_>, inherited: &Permissions) -> Result<Option<Vec<u8
     guarded(
         || {
             resolve.worlds[world].imports.retain(|key, _| denied.contains(key));
-            resolve
-                .exportize(world, None, None)
-                .map_err(|error| failed(format!("{error:#}")))?;
+            resolve.exportize(world, None, None).map_err(|error| failed(format!("{error:#}")))?;
             encode(&resolve, world).map(Some).map_err(failed)
         },
         || failed("its imports are malformed".to_owned()),
@@ -245,8 +243,7 @@ impl<'a> Adapter<'a> {
     fn gives_back(&mut self, function: &WitFunction) -> Vec<GivesBack> {
         let mut found = Vec::new();
         let mut position = 0;
-        let is_method =
-            matches!(function.kind, FunctionKind::Method(_) | FunctionKind::AsyncMethod(_));
+        let is_method = matches!(function.kind, FunctionKind::Method(_) | FunctionKind::AsyncMethod(_));
         for (number, parameter) in function.params.iter().enumerate() {
             let (ty, if_given) = match self.kind(&parameter.ty) {
                 Some(TypeDefKind::Option(ty)) => (ty, Some(position)),
@@ -339,7 +336,8 @@ impl<'a> Adapter<'a> {
             TypeDefKind::Result(result) => {
                 bytes[0] = 1;
                 let Some(error) = &result.err else { return Ok(()) };
-                let offset = self.sizes.payload_offset(wit_parser::Int::U8, [result.ok.as_ref(), Some(error)]);
+                let offset =
+                    self.sizes.payload_offset(wit_parser::Int::U8, [result.ok.as_ref(), Some(error)]);
                 self.write_error(error, message, &mut bytes[offset.size_wasm32()..])
             }
             TypeDefKind::Record(record) => {

@@ -185,9 +185,9 @@ impl Error {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unreadable { .. } => {
-                Some("build it as a component, or name another file; `wisp inspect FILE` says what it is".into())
-            }
+            Self::Unreadable { .. } => Some(
+                "build it as a component, or name another file; `wisp inspect FILE` says what it is".into(),
+            ),
             Self::NothingToSatisfy { imports, .. } => Some(match imports.is_empty() {
                 true => "remove the dependency: the component imports nothing but what the host has".into(),
                 false => format!("it imports {}", listed(imports)),
@@ -196,30 +196,32 @@ impl Error {
                 true => "it exports nothing; name another component".into(),
                 false => format!("it exports {}; choose one with `export = \"…\"`", listed(exports)),
             }),
-            Self::Mismatch { .. } => {
-                Some("build both from the same version of the interface's WIT".into())
-            }
+            Self::Mismatch { .. } => Some("build both from the same version of the interface's WIT".into()),
             Self::NotMiddleware { .. } => Some(
                 "middleware imports and exports `wasi:http/handler@0.3.0`, as the world \
                  `wasi:http/middleware` says"
                     .into(),
             ),
-            Self::HandlerMismatch { .. } => Some(
-                "build both for WASI 0.3 (`wasi:http/handler@0.3.0`), or remove the middleware".into(),
-            ),
+            Self::HandlerMismatch { .. } => {
+                Some("build both for WASI 0.3 (`wasi:http/handler@0.3.0`), or remove the middleware".into())
+            }
             Self::TooMany { .. } => Some("compose some of them when they are built".into()),
             Self::Target { .. } => Some(format!(
                 "use one of {}, or `{{ path = \"FILE\" }}` with a definition",
                 listed(&crate::target::built_in().map(str::to_owned).collect::<Vec<_>>())
             )),
             Self::DoesNotFit { .. } => Some(
-                "remove the target from `targets`, build for it, or skip this with `--skip-target-checks`".into(),
+                "remove the target from `targets`, build for it, or skip this with `--skip-target-checks`"
+                    .into(),
             ),
             Self::NotHere { .. } => {
                 Some("build or download it first, and name the file with `path = \"…\"`".into())
             }
             Self::Cycle { .. } => Some("break the circle: one of them has to do without the other".into()),
-            Self::Conflict { .. } | Self::Adapter { .. } | Self::Bindings { .. } => None,
+            Self::Bindings { .. } => {
+                Some("write the WIT yourself, and build with `--skip-generate-wits`".into())
+            }
+            Self::Conflict { .. } | Self::Adapter { .. } => None,
         }
     }
 }
@@ -231,5 +233,26 @@ fn listed(names: &[String]) -> String {
     match names.len().saturating_sub(SHOWN_COUNT) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::{fs, path::Path};
+
+    #[test]
+    fn every_code_is_documented() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let documents = fs::read_to_string(folder.join("../../docs/errors.md")).unwrap();
+        let source = fs::read_to_string(folder.join("src/error.rs")).unwrap();
+        let codes = source.split('"').filter(|text| text.starts_with("WISP-E13") && text.len() == 10);
+        let mut count = 0;
+        for code in codes {
+            assert!(documents.contains(&format!("| `{code}` |")), "{code} is not in docs/errors.md");
+            count += 1;
+        }
+        assert!(count >= 14, "{count}");
     }
 }

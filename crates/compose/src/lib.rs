@@ -60,9 +60,10 @@ pub const FORMAT: u32 = 1;
 /// Reads what a component imports and exports.
 fn read(code: &Code<'_>) -> Result<(Resolve, WorldId), Error> {
     let unreadable = |message: String| Error::Unreadable { part: code.name.to_owned(), message };
-    guarded(|| decode(code.bytes).map_err(|error| unreadable(format!("{error:#}"))), || {
-        unreadable("it is malformed".to_owned())
-    })
+    guarded(
+        || decode(code.bytes).map_err(|error| unreadable(format!("{error:#}"))),
+        || unreadable("it is malformed".to_owned()),
+    )
     .and_then(|decoded| match decoded {
         DecodedWasm::Component(resolve, world) => Ok((resolve, world)),
         DecodedWasm::WitPackage(..) => {
@@ -73,9 +74,6 @@ fn read(code: &Code<'_>) -> Result<(Resolve, WorldId), Error> {
 
 /// Does work with libraries that take malformed input for a fault of their own: their
 /// panics are errors here.
-fn guarded<T>(
-    work: impl FnOnce() -> Result<T, Error>,
-    on_panic: impl FnOnce() -> Error,
-) -> Result<T, Error> {
+fn guarded<T>(work: impl FnOnce() -> Result<T, Error>, on_panic: impl FnOnce() -> Error) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(on_panic()))
 }

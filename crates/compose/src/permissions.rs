@@ -154,7 +154,10 @@ mod tests {
         let some = InheritConfiguration::Some(vec![Inheritable::Variables]);
         let some = Permissions::of(Some(&some), Permissions::all());
         assert!(some.has(Inheritable::Variables) && !some.has(Inheritable::Files));
-        assert_eq!(Permissions::of(Some(&InheritConfiguration::None), Permissions::all()), Permissions::none());
+        assert_eq!(
+            Permissions::of(Some(&InheritConfiguration::None), Permissions::all()),
+            Permissions::none()
+        );
         assert_eq!(Permissions::of(None, Permissions::all()), Permissions::all());
         assert_eq!(Permissions::all().names().count(), ALL.len());
     }

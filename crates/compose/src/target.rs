@@ -99,12 +99,7 @@ const BUILT_IN: [BuiltIn; 4] = [
         packages: &[SPIN_3, SPIN_4_0, SPIN_4_1],
         generation: 2,
     },
-    BuiltIn {
-        name: "wisp",
-        world_version: "",
-        packages: &[SPIN_3, SPIN_4_0, SPIN_4_1, WISP],
-        generation: 2,
-    },
+    BuiltIn { name: "wisp", world_version: "", packages: &[SPIN_3, SPIN_4_0, SPIN_4_1, WISP], generation: 2 },
 ];
 
 /// The largest definition of an environment.

@@ -174,6 +174,9 @@ pub enum Error {
         /// How many.
         count: usize,
     },
+    /// A component cannot be composed, or does not fit where it is meant for.
+    #[error(transparent)]
+    Composition(#[from] wisp_compose::Error),
     /// The app cannot be loaded to test it.
     #[error("the app cannot be loaded: {0}")]
     Load(wisp_node::Errors),
@@ -203,6 +206,7 @@ impl Error {
             Self::TestsFailed { .. } => "WISP-E1218",
             Self::Inspect { .. } => "WISP-E1219",
             Self::Unhealthy { .. } => "WISP-E1220",
+            Self::Composition(cause) => cause.code(),
             Self::Load(errors) => errors.0.first().map_or("WISP-E1221", wisp_node::Error::code),
             Self::TestComponent { .. } => "WISP-E1230",
         }
@@ -259,6 +263,7 @@ impl Error {
             Self::TestsFailed { .. } => None,
             Self::Inspect { .. } => Some("name a `.wasm` file, or a folder with a `spin.toml`".into()),
             Self::Unhealthy { .. } => Some("`wisp doctor --fix` mends what it can".into()),
+            Self::Composition(cause) => cause.hint(),
             Self::Load(errors) => errors.0.first().and_then(wisp_node::Error::hint),
         }
     }

@@ -2,15 +2,24 @@
 //! there, and what the manifest does not grant is named together with the line that
 //! would.
 
-use std::{fs, path::Path};
+use std::{borrow::Cow, fs, path::Path};
 
+use wasmparser::Parser;
+use wisp_compose::{
+    Code,
+    target::{Environment, MAX_DEFINITION_BYTES},
+};
+use wisp_engine::normalize::normalize;
 use wisp_manifest::{
     App, MANIFEST_FILE_NAME,
-    model::{Component, Source},
+    model::{Component, HttpTarget, Source, Target, TriggerKind},
 };
 use wisp_node::{AppSettings, Runtime};
 
-use crate::wasm::{Capability, Wasm};
+use crate::{
+    Error,
+    wasm::{Capability, Wasm},
+};
 
 /// Something that a component imports and its manifest does not grant. That is no error:
 /// an import need not be used.
@@ -37,6 +46,83 @@ pub fn check_imports(runtime: &Runtime, app: &App) -> Result<(), wisp_node::Erro
         Err(errors) if errors.0.iter().all(|error| matches!(error, wisp_node::Error::NoTrigger)) => Ok(()),
         result => result,
     }
+}
+
+/// Whether all components that triggers start fit the targets that the manifest names,
+/// as they are once they are composed.
+///
+/// # Errors
+/// Everything that does not fit.
+pub fn check_targets(runtime: &Runtime, app: &App) -> Result<(), Vec<Error>> {
+    let has_targets =
+        |component: &Component| component.targets.as_ref().is_some_and(|targets| !targets.is_empty());
+    if app.targets.is_empty() && !app.components.values().any(has_targets) {
+        return Ok(());
+    }
+    let composed = runtime.compose(app, &[]).map_err(|errors| vec![Error::Load(errors)])?;
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let mut errors = Vec::new();
+    for trigger in &composed.app.triggers {
+        let component = match &trigger.kind {
+            TriggerKind::Http(http) => match &http.target {
+                HttpTarget::Component { component, .. } => Some(component),
+                HttpTarget::Static(_) => None,
+            },
+            TriggerKind::Redis(redis) => Some(&redis.component),
+            TriggerKind::Other(other) => other.component.as_ref(),
+        };
+        let Some(component) = component.and_then(|id| composed.app.components.get(id)) else { continue };
+        let kind = (component.id.as_str(), trigger.kind.type_name());
+        if !seen.contains(&kind) {
+            seen.push(kind);
+            errors.extend(check_component(&composed.app, component, kind.1));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn check_component(app: &App, component: &Component, trigger: &str) -> Vec<Error> {
+    let targets = component.targets.as_ref().unwrap_or(&app.targets);
+    let Source::Path(source) = &component.source else { return Vec::new() };
+    let path = app.directory.join(source);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(cause) => return vec![Error::file("read", path)(cause)],
+    };
+    // Modules are looked at as the components that they will be.
+    let component_bytes = match Parser::is_core_wasm(&bytes) {
+        false => Cow::Borrowed(bytes.as_slice()),
+        true => match normalize(&bytes) {
+            Ok(normalized) => normalized.component,
+            Err(error) => return vec![Error::Inspect { path, message: error.to_string() }],
+        },
+    };
+    let name = format!("component `{}`", component.id);
+    let code = Code { name: &name, bytes: &component_bytes };
+    targets.iter().filter_map(|target| check_target(app, target, &code, trigger).err()).collect()
+}
+
+fn check_target(app: &App, target: &Target, code: &Code<'_>, trigger: &str) -> Result<(), Error> {
+    let environment = match target {
+        Target::Named(name) => Environment::named(name)?,
+        Target::Path(path) => {
+            let file = app.directory.join(path);
+            let size_bytes = fs::metadata(&file).map_err(Error::file("read", &file))?.len();
+            if size_bytes > MAX_DEFINITION_BYTES {
+                let message = format!("it has more than {} KiB", MAX_DEFINITION_BYTES >> 10);
+                let target = path.display().to_string();
+                return Err(wisp_compose::Error::Target { target, message }.into());
+            }
+            let text = fs::read_to_string(&file).map_err(Error::file("read", &file))?;
+            let folder = file.parent().unwrap_or(&app.directory);
+            Environment::parse(&path.display().to_string(), &text, folder)?
+        }
+        Target::Url(url) => {
+            let message = "it is at a URL, from where this version fetches nothing".to_owned();
+            return Err(wisp_compose::Error::Target { target: url.to_string(), message }.into());
+        }
+    };
+    Ok(environment.check(code, trigger)?)
 }
 
 /// What components import and are not granted. Components that cannot be read are left

@@ -43,4 +43,4 @@ pub use blobs::{BlobInfo, Blobs};
 pub use digest::{Digest, Hasher};
 pub use error::Error;
 pub use pack::{Content, Image, Layer, PackOptions, pack};
-pub use unpack::{Unpacked, unpack};
+pub use unpack::{Unpacked, unpack, unpack_with};

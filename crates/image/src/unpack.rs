@@ -59,6 +59,20 @@ pub struct Unpacked {
 /// [`Error::App`], [`Error::Place`], [`Error::TooMuch`], [`Error::File`] and
 /// [`Error::Store`].
 pub async fn unpack(blobs: &Blobs, image: &Digest, folder: &Path) -> Result<Unpacked, Error> {
+    unpack_with(blobs, image, folder, |_| Ok(())).await
+}
+
+/// The same, with something done to the folder before anybody sees it. Blocks meanwhile,
+/// on a thread that may. If it fails there is no folder.
+///
+/// # Errors
+/// As [`unpack`], and [`Error::NotAnApp`] with the reason that `finish` gives.
+pub async fn unpack_with(
+    blobs: &Blobs,
+    image: &Digest,
+    folder: &Path,
+    finish: impl FnOnce(&Path) -> Result<(), String> + Send + 'static,
+) -> Result<Unpacked, Error> {
     if !folder.exists() {
         let manifest = ImageManifest::parse(&blobs.read(image, MAX_MANIFEST_BYTES).await?)?;
         let parent = folder.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
@@ -73,6 +87,7 @@ pub async fn unpack(blobs: &Blobs, image: &Digest, folder: &Path) -> Result<Unpa
         Unpacking { blobs, manifest, root: root.clone(), archived: HashMap::new() }.run().await?;
         let (folder, parent) = (folder.to_owned(), parent.to_owned());
         tokio::task::spawn_blocking(move || {
+            finish(&root).map_err(|reason| Error::NotAnApp { reason })?;
             sync_all(&root)?;
             match fs::rename(&root, &folder) {
                 // Somebody else was faster, with the same content.

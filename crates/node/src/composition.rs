@@ -31,6 +31,7 @@ use tempfile::{NamedTempFile, TempDir};
 use wisp_compose::{Code, Dependency, Error as Cause, Middleware, Permissions};
 use wisp_engine::{Digest, FileIdentity, normalize::normalize};
 use wisp_manifest::{
+    LOCKED_FILE_NAME, LockedApp,
     id::ComponentId,
     locate,
     model::{
@@ -91,9 +92,10 @@ struct Layer {
 /// Whether an app has anything to compose.
 pub fn is_needed(app: &App) -> bool {
     app.components.values().any(|component| !component.dependencies.is_empty())
-        || app.triggers.iter().any(
-            |trigger| matches!(&trigger.kind, TriggerKind::Http(http) if !http.middleware.is_empty()),
-        )
+        || app
+            .triggers
+            .iter()
+            .any(|trigger| matches!(&trigger.kind, TriggerKind::Http(http) if !http.middleware.is_empty()))
 }
 
 impl<'app> Composed<'app> {
@@ -230,6 +232,42 @@ impl Composer {
     }
 }
 
+/// Composes the components of an app that was unpacked, in its folder: what is left is an
+/// app without dependencies and middleware. Blocks.
+///
+/// # Errors
+/// Everything that is wrong, for a person.
+pub fn compose_folder(folder: &Path) -> Result<(), String> {
+    const COMPONENTS: &str = "components";
+
+    let path = folder.join(LOCKED_FILE_NAME);
+    let read = App::read_file(&path, None).map_err(|problems| problems.render(false, 80))?;
+    if !is_needed(&read.value) {
+        return Ok(());
+    }
+    let components = folder.join(COMPONENTS);
+    let composer = Composer::in_folder(components.clone());
+    let composed = composer.compose(&read.value, &[]).map_err(|errors| errors.to_string())?;
+    let mut app = composed.app.into_owned();
+    let mut kept = Vec::new();
+    for component in app.components.values_mut() {
+        if let Source::Path(path) = &mut component.source {
+            if let Ok(inside) = path.strip_prefix(folder) {
+                *path = inside.to_owned();
+            }
+            kept.push(folder.join(&path));
+        }
+    }
+    let failed = |error: io::Error| error.to_string();
+    for entry in fs::read_dir(&components).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if !kept.contains(&path) {
+            fs::remove_file(path).map_err(failed)?;
+        }
+    }
+    fs::write(&path, LockedApp::new(&app).to_json()).map_err(failed)
+}
+
 /// A component behind the same middleware, and the triggers that start it so.
 struct Variant<'a> {
     middleware: &'a [MiddlewareSource],
@@ -268,9 +306,7 @@ fn variants<'a>(app: &'a App, errors: &mut Vec<Error>) -> IndexMap<&'a Component
     }
     // Those that nothing starts are composed too: they may be packed, or called by others.
     for component in app.components.values() {
-        found
-            .entry(&component.id)
-            .or_insert_with(|| vec![Variant { middleware: &[], triggers: Vec::new() }]);
+        found.entry(&component.id).or_insert_with(|| vec![Variant { middleware: &[], triggers: Vec::new() }]);
     }
     found
 }
@@ -359,9 +395,9 @@ impl Planner<'_> {
                 DependencySource::Component(id) => format!("the middleware `{id}`"),
                 source => format!("the middleware {}", described(source)),
             };
-            let layer = self.source(&source.source, label, &mut chain).map_err(|cause| {
-                self.of_middleware(variant, position, cause)
-            })?;
+            let layer = self
+                .source(&source.source, label, &mut chain)
+                .map_err(|cause| self.of_middleware(variant, position, cause))?;
             let permissions = Permissions::of(source.inherit.as_ref(), Permissions::none());
             plan.middleware.push(Layer { permissions, plan: layer });
         }
@@ -389,16 +425,14 @@ impl Planner<'_> {
             component: component.id.to_string(),
             cause: std::sync::Arc::new(wisp_engine::Error::Read { path, cause }),
         };
-        let not_here = |place| {
-            Box::new(Error::UnsupportedSource { component: component.id.to_string(), place })
-        };
+        let not_here =
+            |place| Box::new(Error::UnsupportedSource { component: component.id.to_string(), place });
         let path = match &component.source {
             Source::Path(path) => self.app.directory.join(path),
             Source::Url { .. } => return Err(not_here("a URL")),
             Source::Registry(_) => return Err(not_here("a registry")),
         };
-        let (digest, identity) =
-            self.composer.digest(&path).map_err(|cause| read(cause, path.clone()))?;
+        let (digest, identity) = self.composer.digest(&path).map_err(|cause| read(cause, path.clone()))?;
         chain.push(component.id.clone());
         let mut needs = Vec::with_capacity(component.dependencies.len());
         let otherwise = match component.dependencies_inherit_configuration {
@@ -436,8 +470,7 @@ impl Planner<'_> {
             DependencySource::Path(path) => self.app.directory.join(path),
             DependencySource::Component(id) => {
                 if chain.contains(id) {
-                    let chain: Vec<String> =
-                        chain.iter().chain([id]).map(|id| format!("`{id}`")).collect();
+                    let chain: Vec<String> = chain.iter().chain([id]).map(|id| format!("`{id}`")).collect();
                     return Err(Cause::Cycle { part: label, chain: chain.join(" → ") }.into());
                 }
                 let Some(component) = self.app.components.get(id) else {
@@ -524,8 +557,7 @@ impl Plan {
     }
 
     fn compose(&self) -> Result<Vec<u8>, Cause> {
-        let unreadable =
-            |message: String| Cause::Unreadable { part: self.label.clone(), message };
+        let unreadable = |message: String| Cause::Unreadable { part: self.label.clone(), message };
         let source = fs::read(&self.path)
             .map_err(|error| unreadable(format!("`{}` cannot be read: {error}", self.path.display())))?;
         let component = normalize(&source).map_err(|error| unreadable(error.to_string()))?.component;
@@ -533,7 +565,8 @@ impl Plan {
             return Ok(component.into_owned());
         }
         let needs = self.needs.iter().map(|need| need.plan.compose()).collect::<Result<Vec<_>, _>>()?;
-        let layers = self.middleware.iter().map(|layer| layer.plan.compose()).collect::<Result<Vec<_>, _>>()?;
+        let layers =
+            self.middleware.iter().map(|layer| layer.plan.compose()).collect::<Result<Vec<_>, _>>()?;
         let dependencies: Vec<Dependency<'_>> = self
             .needs
             .iter()

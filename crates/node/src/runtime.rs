@@ -386,11 +386,7 @@ impl Runtime {
     }
 
     /// The same, on a thread for blocking work if there is anything to do.
-    async fn composed<'app>(
-        &self,
-        app: &'app App,
-        settings: &AppSettings,
-    ) -> Result<Composed<'app>, Errors> {
+    async fn composed<'app>(&self, app: &'app App, settings: &AppSettings) -> Result<Composed<'app>, Errors> {
         if !composition::is_needed(app) {
             return Ok(Composed::nothing(app));
         }

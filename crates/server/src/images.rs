@@ -75,7 +75,9 @@ impl Images {
         let Some(digest) = wisp_image::Digest::parse(digest.as_str()) else {
             return Err(Error::NoImage { digest: digest.to_string() });
         };
-        let unpacked = wisp_image::unpack(self.registry.blobs(), &digest, &folder).await?;
+        // Images are compiled file by file: what is to be composed is composed before.
+        let compose = wisp_node::composition::compose_folder;
+        let unpacked = wisp_image::unpack_with(self.registry.blobs(), &digest, &folder, compose).await?;
         Ok((unpacked.folder, unpacked.app))
     }
 

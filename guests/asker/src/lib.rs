@@ -3,7 +3,7 @@
 
 mod bindings {
     wit_bindgen::generate!({
-        world: "dependency",
+        world: "wisp:composed/dependency@1.0.0",
         path: ["../../wit/deps/fermyon-spin@2.0.0", "wit"],
         generate_all,
     });
@@ -19,7 +19,7 @@ use std::{
 
 use bindings::{
     exports::wisp::composed::asker::Guest,
-    fermyon::spin2_0_0::{key_value, llm, mqtt, mysql, postgres, redis, sqlite, variables},
+    fermyon::spin::{key_value, llm, mqtt, mysql, postgres, redis, sqlite, variables},
 };
 use wasip2::http::{
     outgoing_handler,

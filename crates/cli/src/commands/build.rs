@@ -76,12 +76,12 @@ pub(crate) struct Build {
     #[arg(last = true, requires = "up", value_name = "UP_ARGUMENTS")]
     up_arguments: Vec<OsString>,
 
-    /// Known from Spin; there is nothing to skip.
-    #[arg(long, hide = true)]
+    /// Do not check whether the components fit the manifest's `targets`.
+    #[arg(long)]
     skip_target_checks: bool,
 
-    /// Known from Spin; there is nothing to skip.
-    #[arg(long, hide = true)]
+    /// Do not write `spin-dependencies.wit` for components with dependencies.
+    #[arg(long)]
     skip_generate_wits: bool,
 }
 
@@ -119,6 +119,7 @@ impl Build {
                 },
                 image_dir: image_dir(None),
             }),
+            skips_bindings: self.skip_generate_wits,
         };
         let summary = build_app(&app, &settings)?;
         match self.format {
@@ -126,7 +127,7 @@ impl Build {
             Format::Plain => summary.optimized.iter().for_each(|report| output::data(&table(report))),
         }
         if !self.skip_checks && self.component_id.is_empty() {
-            check(&app, &self.from)?;
+            check(&app, &self.from, self.skip_target_checks)?;
         }
         match up {
             Some(up) => up.run(),
@@ -208,7 +209,7 @@ pub(crate) fn build_tests(app: &App) -> Result<(), Error> {
 }
 
 /// Links what was built, and names what is not granted.
-fn check(app: &App, manifest: &Path) -> Result<(), Error> {
+fn check(app: &App, manifest: &Path, skip_targets: bool) -> Result<(), Error> {
     if app.components.is_empty() {
         return Ok(());
     }
@@ -218,6 +219,9 @@ fn check(app: &App, manifest: &Path) -> Result<(), Error> {
         ..RuntimeSettings::default()
     })?;
     verify::check_imports(&runtime, app).map_err(Error::Load)?;
+    if !skip_targets {
+        verify::check_targets(&runtime, app).map_err(Error::Several)?;
+    }
     for missing in verify::not_granted(app, manifest) {
         let place = match missing.line {
             Some(line) => format!("line {line} of the manifest, `[component.{}]`", missing.component),

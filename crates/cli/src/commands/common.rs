@@ -9,7 +9,8 @@ use std::{
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use wisp_engine::EngineConfig;
-use wisp_manifest::{Checked, Diagnostics, model::Limits};
+use wisp_manifest::{App, Checked, Diagnostics, model::Limits};
+use wisp_node::composition::Composer;
 use wisp_trigger::http::{Ending, Listener, TlsFiles};
 
 use crate::{error::Error, output};
@@ -204,6 +205,14 @@ pub(crate) fn image_dir(cache_dir: Option<&Path>) -> PathBuf {
         None => user_cache_dir().join("wisp"),
     }
     .join("images")
+}
+
+/// An app whose components were composed with their dependencies and middleware, to be
+/// packed.
+pub(crate) fn composed(app: App) -> Result<App, Error> {
+    let refused = |errors: wisp_node::Errors| Error::Load(errors);
+    let composer = Composer::new(Some(&image_dir(None))).map_err(|error| refused(error.into()))?;
+    Ok(composer.compose(&app, &[]).map_err(refused)?.app.into_owned())
 }
 
 #[cfg(test)]

@@ -16,7 +16,10 @@ use wisp_control::{
 use wisp_image::{Image, Layer, PackOptions};
 use wisp_manifest::{App, MANIFEST_FILE_NAME};
 
-use super::{build::build_app, common::unwrap_checked};
+use super::{
+    build::build_app,
+    common::{composed, unwrap_checked},
+};
 use crate::{
     client::{Client, FormatFlag, OutputFormat, ServerFlags, block_on, confirm, milliseconds},
     error::Error,
@@ -107,7 +110,7 @@ impl Deploy {
             Some(name) => name.clone(),
             None => name_of(&app.name)?,
         };
-        let image = wisp_image::pack(&app, &PackOptions::default())?;
+        let image = wisp_image::pack(&composed(app)?, &PackOptions::default())?;
         timed(&mut steps, "pack", started.elapsed(), &format!("{} KiB", image.size().div_ceil(1 << 10)));
         block_on(self.deploy(&app, &name, &image, started, steps))
     }

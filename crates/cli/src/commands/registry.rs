@@ -20,7 +20,7 @@ use wisp_image::{
 use wisp_manifest::App;
 
 use super::build::build_app;
-use super::common::{parse_pair, unwrap_checked, user_cache_dir};
+use super::common::{composed, parse_pair, unwrap_checked, user_cache_dir};
 use crate::{error::Error, output};
 
 /// Where images are kept, below the cache folder.
@@ -69,6 +69,19 @@ struct Push {
     /// Build the app first.
     #[arg(short, long)]
     build: bool,
+
+    /// Compose components with their dependencies and middleware first.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        alias = "composed",
+        default_value_t = true,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = clap::ArgAction::Set
+    )]
+    compose: bool,
 
     /// Annotate the image.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
@@ -181,10 +194,13 @@ impl Registry {
 impl Push {
     fn run(&self) -> Result<(), Error> {
         let started = Instant::now();
-        let app = read_app(&self.from, self.profile.as_deref())?;
+        let mut app = read_app(&self.from, self.profile.as_deref())?;
         if self.build {
             let settings = BuildSettings { has_color: output::has_color(), ..BuildSettings::default() };
             build_app(&app, &settings)?;
+        }
+        if self.compose {
+            app = composed(&app)?;
         }
         let annotations: BTreeMap<String, String> = self.annotation.iter().cloned().collect();
         let image = wisp_image::pack(&app, &PackOptions { annotations, archives: false })?;

@@ -158,6 +158,7 @@ impl Loop {
         } else {
             for number in &change.jobs {
                 let Some(job) = self.jobs.get(*number) else { continue };
+                build::write_bindings(&self.app, job)?;
                 let (result, printed) = build::run(job, output::has_color());
                 if let Err(error) = result {
                     output::note(printed.trim_end());

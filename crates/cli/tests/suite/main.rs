@@ -22,6 +22,7 @@ mod cli;
 mod cloud;
 mod cloud_commands;
 mod compiled_images;
+mod composition;
 mod debugging;
 mod develop;
 mod files_and_logs;

@@ -5,13 +5,15 @@
 //! 1. Components that have the same commands in the same folder are one [`Job`]: a
 //!    workspace is compiled once, however many components it has.
 //! 2. Jobs run as soon as those they depend on are done, as many at a time as there are
-//!    cores (`schedule`).
+//!    cores (`schedule`). Before a job runs, what the dependencies of its components offer
+//!    is written down for it (`bindings`).
 //! 3. A job whose inputs are what they were when it was run last is not run (`cache`).
 //! 4. The file that the manifest names must be there afterwards. If that is wanted, it is
 //!    made smaller and quicker ([`crate::optimize`]).
 //!
 //! What a command prints is kept, and shown if it fails.
 
+mod bindings;
 mod cache;
 mod inputs;
 mod schedule;
@@ -46,6 +48,8 @@ pub struct Settings {
     pub has_color: bool,
     /// Make what was built smaller and quicker to start.
     pub optimize: Option<optimize::Settings>,
+    /// Do not write `spin-dependencies.wit`.
+    pub skips_bindings: bool,
 }
 
 /// What is done for one or several components at once.
@@ -102,6 +106,12 @@ pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<
     let errors = schedule::run(
         &jobs,
         |job| {
+            if !settings.skips_bindings {
+                // Before it is looked at what changed: this is among it.
+                write_bindings(app, job).inspect_err(|_| {
+                    progress.ended(job, Outcome::Failed(Duration::ZERO), "");
+                })?;
+            }
             let known = cache::Entry::of(app, job, &tools, variant.as_deref());
             if !settings.always && known.is_current() {
                 progress.ended(job, Outcome::Unchanged, "");
@@ -124,6 +134,14 @@ pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<
         |job| progress.ended(job, Outcome::NotTried, ""),
     );
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Writes down what the dependencies of a job's components offer, for its commands.
+///
+/// # Errors
+/// [`Error::File`], [`Error::Inspect`], [`Error::Composition`].
+pub fn write_bindings(app: &App, job: &Job) -> Result<(), Error> {
+    bindings::write(app, job)
 }
 
 /// Runs a job's commands, whatever was done before. Returns what they printed.
