@@ -7,7 +7,7 @@
 
 use wisp_manifest::model::DependencyName;
 use wit_component::WitPrinter;
-use wit_parser::{CloneMaps, PackageName, Resolve, WorldId, WorldKey};
+use wit_parser::{CloneMaps, PackageId, PackageName, Resolve, WorldId, WorldKey};
 
 use crate::{Code, Error, ExternName, guarded, is_compatible, read};
 
@@ -62,18 +62,32 @@ pub fn wit(offers: &[Offer<'_>]) -> Result<String, Error> {
             || wrong(part, &"its types are malformed"),
         )?;
     }
-    let nested: Vec<_> = whole
-        .packages
-        .iter()
-        .filter(|(id, known)| *id != package && known.name.namespace != "root")
-        .map(|(id, _)| id)
-        .collect();
+    let nested = packages_of(&whole, root);
     let mut printer = WitPrinter::default();
     guarded(
         || printer.print(&whole, package, &nested).map_err(|error| wrong("the dependencies", &error)),
         || wrong("the dependencies", &"their types are malformed"),
     )?;
     Ok(format!("{HEAD}{}\n", printer.output.to_string().trim_end()))
+}
+
+/// The packages that a world's imports come from, and those that these need.
+fn packages_of(resolve: &Resolve, world: WorldId) -> Vec<PackageId> {
+    let mut found: Vec<PackageId> = Vec::new();
+    let imports = resolve.worlds[world].imports.keys().filter_map(|key| match key {
+        WorldKey::Interface(id) => resolve.interfaces[*id].package,
+        WorldKey::Name(_) => None,
+    });
+    let mut rest: Vec<PackageId> = imports.collect();
+    while let Some(package) = rest.pop() {
+        if !found.contains(&package) {
+            found.push(package);
+            rest.extend(resolve.package_direct_deps(package));
+        }
+    }
+    // The same text for the same dependencies.
+    found.sort_by_key(|id| resolve.packages[*id].name.to_string());
+    found
 }
 
 /// Leaves only those exports that are used.
@@ -134,6 +148,7 @@ mod tests {
     fn exporting(name: &str) -> Vec<u8> {
         let text = format!(
             r#"(component
+                (import "other:host/unused" (instance (export "f" (func))))
                 (import "{name}" (instance $i (export "add" (func (param "a" u32) (result u32)))))
                 (export "{name}" (instance $i)))"#
         );
@@ -150,6 +165,7 @@ mod tests {
         assert!(text.contains("import test:one/sums@1.0.0;"), "{text}");
         assert!(text.contains("import test:two/sums@1.0.0;"), "{text}");
         assert!(text.contains("add: func(a: u32) -> u32;"), "{text}");
+        assert!(!text.contains("other:host"), "{text}");
         // It reads again, on its own.
         let mut resolve = Resolve::default();
         let id = resolve.push_source("spin-dependencies.wit", &text).unwrap();

@@ -565,7 +565,7 @@ fn val_type(ty: &WasmType) -> ValType {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here is a failed test")]
 
     use std::path::Path;
 

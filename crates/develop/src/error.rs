@@ -176,7 +176,7 @@ pub enum Error {
     },
     /// A component cannot be composed, or does not fit where it is meant for.
     #[error(transparent)]
-    Composition(#[from] wisp_compose::Error),
+    Composition(Box<wisp_compose::Error>),
     /// The app cannot be loaded to test it.
     #[error("the app cannot be loaded: {0}")]
     Load(wisp_node::Errors),
@@ -284,6 +284,12 @@ impl Error {
     pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |cause| Self::File { action, path, cause }
+    }
+}
+
+impl From<wisp_compose::Error> for Error {
+    fn from(cause: wisp_compose::Error) -> Self {
+        Self::Composition(Box::new(cause))
     }
 }
 

@@ -153,31 +153,16 @@ impl Composer {
             let is_wanted = only.is_empty() || only.iter().any(|only| only == id.as_str());
             let Some(component) = app.components.get(*id).filter(|_| is_wanted) else { continue };
             for (number, variant) in variants.iter().enumerate() {
-                if component.dependencies.is_empty() && variant.middleware.is_empty() {
+                let is_composed = !component.dependencies.is_empty() || !variant.middleware.is_empty();
+                if !is_composed && number == 0 {
                     continue;
                 }
-                match planner.file(component, variant, &mut inputs) {
-                    Ok(path) => {
-                        let id = variant_id(app, id, number);
-                        let composed = Component {
-                            id: id.clone(),
-                            source: Source::Path(path),
-                            dependencies: IndexMap::new(),
-                            dependencies_inherit_configuration: false,
-                            ..component.clone()
-                        };
-                        made.components.insert(id.clone(), composed);
-                        for trigger in &variant.triggers {
-                            if let Some(TriggerKind::Http(http)) =
-                                made.triggers.get_mut(*trigger).map(|trigger| &mut trigger.kind)
-                            {
-                                http.middleware.clear();
-                                if let HttpTarget::Component { component, .. } = &mut http.target {
-                                    component.clone_from(&id);
-                                }
-                            }
-                        }
-                    }
+                let source = match is_composed {
+                    true => planner.file(component, variant, &mut inputs).map(Source::Path),
+                    false => Ok(component.source.clone()),
+                };
+                match source {
+                    Ok(source) => replace(&mut made, variant_id(app, id, number), component, variant, source),
                     Err(error) => errors.push(*error),
                 }
             }
@@ -275,6 +260,32 @@ struct Variant<'a> {
     triggers: Vec<usize>,
 }
 
+/// Puts a variant of a component in its place, and has its triggers start it.
+fn replace(app: &mut App, id: ComponentId, component: &Component, variant: &Variant<'_>, source: Source) {
+    let composed = Component {
+        id: id.clone(),
+        source,
+        dependencies: IndexMap::new(),
+        dependencies_inherit_configuration: false,
+        ..component.clone()
+    };
+    app.components.insert(id.clone(), composed);
+    for trigger in &variant.triggers {
+        let kind = app.triggers.get_mut(*trigger).map(|trigger| &mut trigger.kind);
+        match kind {
+            Some(TriggerKind::Http(http)) => {
+                http.middleware.clear();
+                if let HttpTarget::Component { component, .. } = &mut http.target {
+                    *component = id.clone();
+                }
+            }
+            Some(TriggerKind::Redis(redis)) => redis.component = id.clone(),
+            Some(TriggerKind::Other(other)) => other.component = Some(id.clone()),
+            None => {}
+        }
+    }
+}
+
 /// How each component is started.
 fn variants<'a>(app: &'a App, errors: &mut Vec<Error>) -> IndexMap<&'a ComponentId, Vec<Variant<'a>>> {
     let mut found: IndexMap<&ComponentId, Vec<Variant<'_>>> = IndexMap::new();
@@ -286,10 +297,10 @@ fn variants<'a>(app: &'a App, errors: &mut Vec<Error>) -> IndexMap<&'a Component
                 HttpTarget::Static(_) => {
                     errors.push(Error::Composition {
                         place: place(app, |text| locate::middleware(text, http_number(app, position), 0)),
-                        cause: Cause::NotMiddleware {
+                        cause: Box::new(Cause::NotMiddleware {
                             part: format!("the trigger `{}`", trigger.id),
                             message: "it answers by itself, so that nothing can stand in front of it".into(),
-                        },
+                        }),
                     });
                     continue;
                 }
@@ -499,7 +510,7 @@ impl Planner<'_> {
             Some(dependency) => locate::dependency(text, id, dependency),
             None => locate::component(text, id),
         });
-        Box::new(Error::Composition { place, cause })
+        Box::new(Error::Composition { place, cause: Box::new(cause) })
     }
 
     fn of_middleware(&self, variant: &Variant<'_>, position: usize, fault: Fault) -> Box<Error> {
@@ -510,7 +521,7 @@ impl Planner<'_> {
         let trigger = variant.triggers.first().copied().unwrap_or(0);
         let place =
             place(self.app, |text| locate::middleware(text, http_number(self.app, trigger), position));
-        Box::new(Error::Composition { place, cause })
+        Box::new(Error::Composition { place, cause: Box::new(cause) })
     }
 }
 

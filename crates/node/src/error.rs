@@ -48,7 +48,7 @@ pub enum Error {
         /// Where the manifest says it, `spin.toml:12: `; empty if that is not known.
         place: String,
         /// What is wrong.
-        cause: wisp_compose::Error,
+        cause: Box<wisp_compose::Error>,
     },
     /// A network destination is wrong once its variables are filled in.
     #[error("component `{component}`: {message}")]

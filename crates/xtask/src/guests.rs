@@ -36,6 +36,7 @@ const GUESTS: &[Guest] = &[
     rust("asker", "a dependency that asks for everything (wit-bindgen)", "asker", P2, "asker"),
     rust("attacker", "takes what it can get, for benches (wstd)", "attacker", P2, "attacker"),
     rust("gate", "middleware of WASI 0.3 (wit-bindgen)", "gate", P2, "gate"),
+    rust("gate-p2", "middleware of WASI 0.2 (wit-bindgen)", "gate-p2", P2, "gate_p2"),
     rust("hello-p2", "smallest WASI 0.2 HTTP handler (wstd)", "hello-p2", P2, "hello-p2"),
     rust("hello-p3", "smallest WASI 0.3 HTTP handler (spin-sdk 7)", "hello-p3", P2, "hello_p3"),
     rust("rust-sdk5", "probe, spin-sdk 5: WASI 0.2, fermyon:spin@2.0.0", "rust-sdk5", P2, "rust_sdk5"),
