@@ -31,6 +31,8 @@ fn round_trip(app: &App) -> App {
 /// An app as text. Tables that have no order are sorted.
 fn shown(app: &App) -> String {
     let mut app = app.clone();
+    // What it was read from says nothing about it.
+    app.file = PathBuf::new();
     app.variables.sort_keys();
     app.trigger_settings.sort_keys();
     app.tools.sort_keys();

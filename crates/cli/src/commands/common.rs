@@ -209,10 +209,10 @@ pub(crate) fn image_dir(cache_dir: Option<&Path>) -> PathBuf {
 
 /// An app whose components were composed with their dependencies and middleware, to be
 /// packed.
-pub(crate) fn composed(app: App) -> Result<App, Error> {
+pub(crate) fn composed(app: &App) -> Result<App, Error> {
     let refused = |errors: wisp_node::Errors| Error::Load(errors);
     let composer = Composer::new(Some(&image_dir(None))).map_err(|error| refused(error.into()))?;
-    Ok(composer.compose(&app, &[]).map_err(refused)?.app.into_owned())
+    Ok(composer.compose(app, &[]).map_err(refused)?.app.into_owned())
 }
 
 #[cfg(test)]

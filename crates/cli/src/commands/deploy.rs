@@ -110,7 +110,7 @@ impl Deploy {
             Some(name) => name.clone(),
             None => name_of(&app.name)?,
         };
-        let image = wisp_image::pack(&composed(app)?, &PackOptions::default())?;
+        let image = wisp_image::pack(&composed(&app)?, &PackOptions::default())?;
         timed(&mut steps, "pack", started.elapsed(), &format!("{} KiB", image.size().div_ceil(1 << 10)));
         block_on(self.deploy(&app, &name, &image, started, steps))
     }
