@@ -8,7 +8,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use wisp_engine::{Engine, Flavor, Limiter};
 
-use crate::{Grants, key_value, outbound_http, sqlite, unavailable, variables, virtual_world, wasi};
+use crate::{Grants, key_value, otel, outbound_http, sqlite, unavailable, variables, virtual_world, wasi};
 
 /// The data of one instance's store.
 pub struct Host {
@@ -74,6 +74,11 @@ impl Host {
     /// request that this instance serves.
     pub fn set_local_depth(&mut self, depth: outbound_http::LocalDepth) {
         self.http_hooks.set_depth(depth);
+    }
+
+    /// Whether the guest may write so much more to its log, which it then counts for.
+    pub(crate) fn may_log(&self, bytes: usize) -> bool {
+        self.log_budget.as_ref().is_none_or(|budget| budget.take(bytes)) && self.grants.wasi.may_log(bytes)
     }
 
     /// Bounds the handles that the guest may hold at once.
@@ -163,5 +168,6 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmti
     variables::add_to_linker(linker, flavor)?;
     key_value::add_to_linker(linker, flavor)?;
     sqlite::add_to_linker(linker, flavor)?;
+    otel::add_to_linker(linker)?;
     unavailable::add_to_linker(linker, flavor)
 }

@@ -26,7 +26,8 @@
 //! | [`outbound_http`] | `wasi:http` of both versions, `fermyon:spin/http` | hyper; other components of the app |
 //! | [`test_component`] | `wisp:test`, for components that test an app | whoever runs tests |
 //! | [`resource`] | stores and databases of a platform: open files, quotas, migrations, copies | |
-//! | `unavailable` | Redis, MQTT, MySQL, PostgreSQL, models, OpenTelemetry | none yet: permission is checked, then the interface's own error says so |
+//! | `otel` | `wasi:otel` | what Wisp exports its own telemetry with |
+//! | `unavailable` | Redis, MQTT, MySQL, PostgreSQL, models | none yet: permission is checked, then the interface's own error says so |
 //!
 //! # Life of a `Host`
 //!
@@ -41,10 +42,12 @@
 //! flavors of the engine; see [`wisp_engine::Flavor`].
 #![forbid(unsafe_code)]
 
+mod data_span;
 mod error;
 mod grants;
 mod host;
 pub mod key_value;
+mod otel;
 pub mod outbound;
 pub mod outbound_http;
 mod pages;

@@ -62,7 +62,7 @@ pub use description::{
 };
 pub use error::{Error, Result};
 pub use platform::{
-    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, GrantedFile, Grants, Kept,
+    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, DurationBucket, GrantedFile, Grants, Kept,
     LinkedResource, LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformErrorKind,
     PlatformResult, Repository, Resource, ResourceKind, Snapshot, SqlAnswer, SqlStatement, VariableValue,
 };

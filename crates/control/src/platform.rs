@@ -161,6 +161,10 @@ pub trait Platform: Send + Sync + 'static {
     /// How the app is, for people: a word such as `serving`, and what is wrong if anything.
     fn health<'a>(&'a self, app: &'a AppKey) -> BoxFuture<'a, PlatformResult<AppHealth>>;
 
+    /// What apps used since the machine started, and what each holds now. An app that never
+    /// ran used nothing.
+    fn measure<'a>(&'a self, apps: &'a [AppKey]) -> BoxFuture<'a, PlatformResult<Vec<AppUsage>>>;
+
     /// What keeps the machine from being well; empty if it is.
     fn ailments(&self) -> BoxFuture<'_, Vec<String>>;
 }
@@ -378,9 +382,14 @@ pub struct LogRecord {
     /// The request it belongs to, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// The trace that the request is part of, in hexadecimal, if it is part of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
     /// What was written.
     pub text: String,
-    /// Figures of a request: status, times, bytes.
+    /// Figures of a request: `method`, `path`, `status`, `outcome`, `client`, times such as
+    /// `duration_us`, `cpu_us`, `instantiate_us`, `wait_us` and `queue_us`,
+    /// `peak_memory_bytes`, `request_bytes` and `response_bytes`.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     #[schema(value_type = Object)]
     pub fields: serde_json::Map<String, serde_json::Value>,
@@ -434,6 +443,59 @@ pub struct AppHealth {
     /// What is wrong, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// What an app used since the machine started, and what it holds now. Who looks twice sees
+/// how fast it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AppUsage {
+    /// The app: `TEAM/APP`.
+    pub app: String,
+    /// When this was so, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// One word: `registered`, `ready`, `mapped`, `warm`, `unhealthy`, `stopped`.
+    pub state: String,
+    /// Requests that its guests got, and those that were refused.
+    pub requests_count: u64,
+    /// Requests that were answered with a status of 500 or above.
+    pub failed_count: u64,
+    /// Requests that found no place.
+    pub refused_count: u64,
+    /// Requests whose clients went away first.
+    pub cancelled_count: u64,
+    /// CPU time of its guests, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Time to make instances, in nanoseconds.
+    pub instantiate_ns: u64,
+    /// Time that guests waited for host calls or their clients, in nanoseconds.
+    pub wait_ns: u64,
+    /// Time that guests could have run while others had their turn, in nanoseconds.
+    pub queue_ns: u64,
+    /// Bytes of request bodies that guests took.
+    pub request_bytes: u64,
+    /// Bytes of response bodies that clients took.
+    pub response_bytes: u64,
+    /// The most linear memory that an instance had.
+    pub peak_memory_bytes: u64,
+    /// Memory of its instances now, beyond the first 16 MiB of each.
+    pub reserved_memory_bytes: u64,
+    /// Requests that run now, each in an instance of its own.
+    pub running_count: u64,
+    /// Requests that wait for a place now.
+    pub waiting_count: u64,
+    /// Requests by duration, the shortest first.
+    pub durations: Vec<DurationBucket>,
+}
+
+/// Requests that took about as long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DurationBucket {
+    /// None took longer, in microseconds; missing for those that took longer than all
+    /// bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_to_us: Option<u64>,
+    /// How many took no longer than that, and longer than the bound before.
+    pub count: u64,
 }
 
 /// Everything that shall run, for a node that begins.

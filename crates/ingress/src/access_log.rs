@@ -69,6 +69,10 @@ pub struct Line {
     pub response_bytes: u64,
     /// From the end of the request's header to the end of the response.
     pub duration: Duration,
+    /// CPU time of the guest, if the request met one.
+    pub cpu: Option<Duration>,
+    /// The trace that the request is part of, in hexadecimal.
+    pub trace_id: Option<String>,
     /// The response was sent to its end.
     pub is_complete: bool,
 }
@@ -113,6 +117,10 @@ struct Written<'line> {
     status: u16,
     bytes: u64,
     duration_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<&'line str>,
     complete: bool,
 }
 
@@ -260,10 +268,17 @@ impl<'line> Written<'line> {
             path: &path[..path.floor_char_boundary(MAX_PATH_BYTES)],
             status: line.status,
             bytes: line.response_bytes,
-            duration_ms: (line.duration.as_secs_f64() * 1e6).round() / 1e3,
+            duration_ms: milliseconds(line.duration),
+            cpu_ms: line.cpu.map(milliseconds),
+            trace: line.trace_id.as_deref(),
             complete: line.is_complete,
         }
     }
+}
+
+/// To the microsecond.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// A time as `2026-11-20T17:00:00.123Z`.
@@ -307,6 +322,8 @@ mod tests {
             status: 200,
             response_bytes: 12,
             duration: Duration::from_micros(1_500),
+            cpu: Some(Duration::from_micros(250)),
+            trace_id: None,
             is_complete: true,
         }
     }
@@ -326,7 +343,7 @@ mod tests {
             text,
             "{\"time\":\"2026-11-20T17:00:00.123Z\",\"id\":\"00c0ffee\",\"client\":\"192.0.2.1\",\
              \"scheme\":\"https\",\"host\":\"shop.example\",\"method\":\"GET\",\"path\":\"/a\\\"b\",\
-             \"status\":200,\"bytes\":12,\"duration_ms\":1.5,\"complete\":true}\n"
+             \"status\":200,\"bytes\":12,\"duration_ms\":1.5,\"cpu_ms\":0.25,\"complete\":true}\n"
         );
     }
 

@@ -11,6 +11,7 @@
 //! | `POST /apps/HOST/probe[?path=/PATH]` | sends it a request |
 //! | `POST /apps/HOST/rollback` | back to the version before |
 //! | `GET /metrics` | what is counted, in Prometheus' text format |
+//! | `GET /usage` | what each app used and holds, as JSON: for `wisp top` |
 //!
 //! Errors are JSON as well: `{"error": {"code", "message", "hint"}}`.
 
@@ -18,7 +19,7 @@ use std::{
     convert::Infallible,
     net::{SocketAddr, TcpListener as StdTcpListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -118,12 +119,16 @@ async fn answer(node: &Arc<Node>, request: &Request<Incoming>) -> Response<Full<
     match (request.method(), path.as_slice()) {
         (&Method::GET, ["health"]) => json_text(StatusCode::OK, node.health()),
         (&Method::GET, ["metrics"]) => {
-            let mut metrics = String::new();
-            node.write_metrics(&mut metrics);
-            let mut response = text(StatusCode::OK, metrics);
-            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            let mut response = text(StatusCode::OK, node.metrics().to_text());
+            let kind = HeaderValue::from_static(wisp_telemetry::metrics::CONTENT_TYPE);
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             response
+        }
+        (&Method::GET, ["usage"]) => {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            let items: Vec<_> = node.usage().iter().map(|usage| usage.to_json(at_ms)).collect();
+            json_text(StatusCode::OK, format!("{}\n", json!({ "items": items })))
         }
         (&Method::GET, ["apps", host]) => match node.facts(host) {
             Ok(facts) => json_text(StatusCode::OK, format!("{facts}\n")),
@@ -146,12 +151,13 @@ async fn answer(node: &Arc<Node>, request: &Request<Incoming>) -> Response<Full<
                 Err(error) => refused(&error),
             }
         }
-        (_, ["health" | "metrics"] | ["apps", _] | ["apps", _, "rollback" | "probe"]) => {
+        (_, ["health" | "metrics" | "usage"] | ["apps", _] | ["apps", _, "rollback" | "probe"]) => {
             text(StatusCode::METHOD_NOT_ALLOWED, "use GET to ask and POST to act\n".into())
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            "there are /health, /metrics, /apps/HOST, /apps/HOST/probe and /apps/HOST/rollback\n".into(),
+            "there are /health, /metrics, /usage, /apps/HOST, /apps/HOST/probe and /apps/HOST/rollback\n"
+                .into(),
         ),
     }
 }

@@ -71,6 +71,11 @@ impl Node {
         if age_s <= WARM_S { State::Warm } else { State::Mapped }
     }
 
+    /// How an app is, in one word.
+    pub(crate) fn state_word(&self, entry: &Entry) -> &'static str {
+        if is_healthy(entry) { self.state_of_entry(entry).word() } else { "unhealthy" }
+    }
+
     /// How many apps are how.
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = Counts::default();

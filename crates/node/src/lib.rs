@@ -87,3 +87,4 @@ pub use os_limits::{Allowed, machine_memory_bytes, raise_descriptor_limit};
 pub use release::{Release, ReleaseId, Releases, Staged, Swapped};
 pub use runtime::{AppState, LoadedApp, Runtime, TEST_COMPONENT_ID};
 pub use settings::{AppSettings, Budget, NodeSettings, RuntimeSettings, VariableValue};
+pub use usage::{AppUsage, app_metrics};

@@ -267,6 +267,7 @@ impl Node {
         let stores = Arc::new(self.runtime.linked_state(&described, has_stores(&app)));
         let mut settings = self.settings.app.clone();
         settings.log_name = Some(release.app.to_string());
+        settings.release = Some(release.number);
         settings.variables.extend(described.variables);
         settings.ceilings = described.ceilings;
         settings.cpu_weight = described.cpu_weight;

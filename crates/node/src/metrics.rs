@@ -4,10 +4,14 @@
 //! where they run, per app and component; see [`crate::usage`].
 
 use std::{
-    fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
+
+use wisp_telemetry::metrics::{self, Kind};
 
 use crate::{
     Node,
@@ -77,22 +81,13 @@ impl Durations {
         self.total_us.fetch_add(us, Ordering::Relaxed);
     }
 
-    fn write(&self, name: &str, help: &str, text: &mut String) {
-        // Writing to a string does not fail.
-        let mut line = |line: std::fmt::Arguments<'_>| {
-            let _ = text.write_fmt(line);
-        };
-        line(format_args!("# HELP {name} {help}\n# TYPE {name} histogram\n"));
-        let mut below = 0;
-        for (bound_us, count) in BUCKETS_US.iter().zip(&self.counts) {
-            below += count.load(Ordering::Relaxed);
-            let bound_s = Duration::from_micros(*bound_us).as_secs_f64();
-            line(format_args!("{name}_bucket{{le=\"{bound_s}\"}} {below}\n"));
+    fn read(&self) -> metrics::Durations {
+        let bounds = BUCKETS_US.iter().map(|bound_us| Duration::from_micros(*bound_us));
+        metrics::Durations {
+            buckets: bounds.zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed))).collect(),
+            count: self.count.load(Ordering::Relaxed),
+            sum: Duration::from_micros(self.total_us.load(Ordering::Relaxed)),
         }
-        let count = self.count.load(Ordering::Relaxed);
-        let total_s = Duration::from_micros(self.total_us.load(Ordering::Relaxed)).as_secs_f64();
-        line(format_args!("{name}_bucket{{le=\"+Inf\"}} {count}\n"));
-        line(format_args!("{name}_sum {total_s}\n{name}_count {count}\n"));
     }
 }
 
@@ -107,8 +102,17 @@ impl Counts {
 }
 
 impl Node {
-    /// All that is counted, in Prometheus' text format.
-    pub(crate) fn write_metrics(&self, text: &mut String) {
+    /// Exports what is counted for as long as the node exists, if metrics are exported.
+    pub fn export_metrics(self: &Arc<Self>) {
+        if let Some(export) = wisp_telemetry::export() {
+            let node = Arc::downgrade(self);
+            export.observe(move || node.upgrade().map(|node| node.metrics()).unwrap_or_default());
+        }
+    }
+
+    /// All that is counted.
+    pub fn metrics(&self) -> metrics::Metrics {
+        let mut all = metrics::Metrics::default();
         let counts = self.counts();
         let mapped = self.runtime.mapped();
         let budget = self.mapped.budget();
@@ -129,21 +133,25 @@ impl Node {
             ("process_resident_memory_bytes", "Resident memory.", resident_bytes().unwrap_or(0)),
         ];
         for (name, help, value) in gauges {
-            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+            all.family(name, Kind::Gauge, help).count(&[], value);
         }
         let counters = [
             ("wisp_loads_failed_total", "Loads that failed.", &self.metrics.failed_loads_count),
             ("wisp_evictions_total", "Apps that were unmapped to make room.", &self.metrics.evictions_count),
         ];
         for (name, help, value) in counters {
-            let value = value.load(Ordering::Relaxed);
-            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n");
+            all.family(name, Kind::Counter, help).count(&[], value.load(Ordering::Relaxed));
         }
-        let metrics = &self.metrics;
-        metrics.loads.write("wisp_load_seconds", "From registered to mapped.", text);
-        metrics.swaps.write("wisp_swap_seconds", "From a change to the new version.", text);
-        metrics.rollbacks.write("wisp_rollback_seconds", "Back to a version that was mapped.", text);
-        text.push_str(&usage_metrics(self.runtime.commons()));
+        let histograms = [
+            ("wisp_load_seconds", "From registered to mapped: cold starts.", &self.metrics.loads),
+            ("wisp_swap_seconds", "From a change to the new version.", &self.metrics.swaps),
+            ("wisp_rollback_seconds", "Back to a version that was mapped.", &self.metrics.rollbacks),
+        ];
+        for (name, help, durations) in histograms {
+            all.family(name, Kind::Histogram, help).durations(&[], durations.read());
+        }
+        usage_metrics(self.runtime.commons(), &mut all);
+        all
     }
 }
 
@@ -156,12 +164,9 @@ mod tests {
         let durations = Durations::default();
         durations.count(Duration::from_micros(150));
         durations.count(Duration::from_secs(60));
-        let mut text = String::new();
-        durations.write("x", "help", &mut text);
-        assert!(text.contains("x_bucket{le=\"0.0001\"} 0\n"), "{text}");
-        assert!(text.contains("x_bucket{le=\"0.0002\"} 1\n"), "{text}");
-        assert!(text.contains("x_bucket{le=\"10\"} 1\n"), "{text}");
-        assert!(text.contains("x_bucket{le=\"+Inf\"} 2\n"), "{text}");
-        assert!(text.contains("x_count 2\n"), "{text}");
+        let read = durations.read();
+        let filled: Vec<_> = read.buckets.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(filled, [&(Duration::from_micros(200), 1)]);
+        assert_eq!(read.count, 2, "also what is above the last bound");
     }
 }

@@ -329,7 +329,8 @@ impl Runtime {
         let commons = self.commons.clone();
         let mut builder =
             HttpAppBuilder::new(&self.engine, &self.linkers, commons, account, self.tracker.clone())
-                .outcomes(outcomes.clone());
+                .outcomes(outcomes.clone())
+                .release(settings.release);
         let mut errors = Vec::new();
         let mut sources = inputs.clone();
         for ((wanted, loaded), provided) in wanted.iter().zip(loaded).zip(provided) {
@@ -463,7 +464,7 @@ impl Runtime {
         let id = component.id.as_arc();
         let limits = limits(component, app, settings);
         let log = |stream| {
-            let sink = self.log(settings, id, stream)?;
+            let sink = self.log(settings, &app.name, id, stream)?;
             Ok::<_, Error>(match limits.log_bytes_per_second {
                 Some(bytes_per_second) => sink.with_rate(bytes_per_second),
                 None => sink,
@@ -516,9 +517,15 @@ impl Runtime {
         })
     }
 
-    fn log(&self, settings: &AppSettings, component: &str, stream: StandardStream) -> Result<LogSink, Error> {
+    fn log(
+        &self,
+        settings: &AppSettings,
+        app: &str,
+        component: &str,
+        stream: StandardStream,
+    ) -> Result<LogSink, Error> {
         match &settings.log_name {
-            None => Ok(self.logs.sink(component, stream)?),
+            None => Ok(self.logs.sink(app, component, stream)?),
             Some(app) => Ok(self.logs.sink_of(app, component, stream)),
         }
     }

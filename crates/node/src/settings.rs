@@ -75,6 +75,8 @@ pub struct AppSettings {
     pub log_name: Option<String>,
     /// Its part of the CPU where apps compete, relative to others'; `None` is the usual one.
     pub cpu_weight: Option<u32>,
+    /// Which release of the app it is, where there are releases.
+    pub release: Option<u64>,
     /// Destinations that it may be allowed at all; `None` are all.
     pub granted_hosts: Option<Vec<AllowedHost>>,
     /// Networks that it may not reach; `None` are those of the runtime configuration.

@@ -1,6 +1,6 @@
 //! Who answers a request: the platform itself, or an app; and what is kept of it.
 
-use std::{str::FromStr as _, sync::Arc};
+use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use axum::Router;
 use bytes::Bytes;
@@ -127,34 +127,54 @@ impl Observer for Records {
             status: access.status.as_u16(),
             response_bytes: access.response_bytes,
             duration: access.duration,
+            cpu: access.used.as_ref().map(|used| used.cpu),
+            trace_id: access.trace_id.map(|trace| trace.to_string()),
             is_complete: access.is_complete,
         });
         let Some(app) = access.host.as_deref().and_then(|host| self.node.app_at(host)) else { return };
-        // What follows a `?` is not kept: people put secrets there.
-        let target = access.uri.path();
-        let target = &target[..target.floor_char_boundary(TARGET_BYTES)];
-        let duration_us = u64::try_from(access.duration.as_micros()).unwrap_or(u64::MAX);
-        let mut fields = serde_json::Map::new();
-        fields.insert("method".into(), access.method.as_str().into());
-        fields.insert("path".into(), target.into());
-        fields.insert("status".into(), access.status.as_u16().into());
-        fields.insert("duration_us".into(), duration_us.into());
-        fields.insert("response_bytes".into(), access.response_bytes.into());
-        fields.insert("client".into(), access.arrival.client.ip().to_string().into());
-        if !access.is_complete {
-            fields.insert("is_complete".into(), false.into());
+        self.logs.add(&app, record_of(&access));
+    }
+}
+
+/// What an app's log says of a request.
+fn record_of(access: &Access) -> LogRecord {
+    // What follows a `?` is not kept: people put secrets there.
+    let target = access.uri.path();
+    let target = &target[..target.floor_char_boundary(TARGET_BYTES)];
+    let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let mut fields = serde_json::Map::new();
+    let mut set = |name: &str, value: serde_json::Value| drop(fields.insert(name.into(), value));
+    set("method", access.method.as_str().into());
+    set("path", target.into());
+    set("status", access.status.as_u16().into());
+    set("duration_us", us(access.duration).into());
+    set("response_bytes", access.response_bytes.into());
+    set("client", access.arrival.client.ip().to_string().into());
+    if !access.is_complete {
+        set("is_complete", false.into());
+    }
+    let status = access.status.as_u16();
+    let ms = |duration: Duration| duration.as_secs_f64() * 1_000.0;
+    let mut text = format!("{} {target} {status} {:.1} ms", access.method, ms(access.duration));
+    if let Some(used) = &access.used {
+        if let Some(outcome) = used.outcome {
+            set("outcome", outcome.name().into());
         }
-        let status = access.status.as_u16();
-        let ms = access.duration.as_secs_f64() * 1_000.0;
-        let text = format!("{} {target} {status} {ms:.1} ms", access.method);
-        let record = LogRecord {
-            at_ms: now_ms(),
-            stream: "request".into(),
-            component: None,
-            request: Some(access.id.to_string()),
-            text,
-            fields,
-        };
-        self.logs.add(&app, record);
+        set("cpu_us", us(used.cpu).into());
+        set("instantiate_us", us(used.instantiate).into());
+        set("wait_us", us(used.wait).into());
+        set("queue_us", us(used.queue).into());
+        set("peak_memory_bytes", used.peak_memory_bytes.into());
+        set("request_bytes", used.request_bytes.into());
+        text.push_str(&format!(", {:.1} ms CPU", ms(used.cpu)));
+    }
+    LogRecord {
+        at_ms: now_ms(),
+        stream: "request".into(),
+        component: access.used.as_ref().map(|used| used.component.to_string()),
+        request: Some(access.id.to_string()),
+        trace: access.trace_id.map(|trace| trace.to_string()),
+        text,
+        fields,
     }
 }

@@ -28,7 +28,7 @@ use std::{
 };
 
 use tokio::sync::broadcast;
-use wisp_capability::wasi::{LogReceiver, StandardStream};
+use wisp_capability::wasi::{LineSource, LogReceiver, StandardStream};
 use wisp_control::{LogQuery, LogRecord};
 
 /// How long a segment becomes: what is removed at once, and read at least by a search.
@@ -260,23 +260,26 @@ impl Live {
 }
 
 impl LogReceiver for LogStore {
-    fn receive(&self, app: &str, component: &str, stream: StandardStream, lines: &[u8]) {
+    fn receive(&self, source: &LineSource<'_>, lines: &[u8]) {
         let at_ms = now_ms();
+        let request = source.origin.request.map(|request| request.to_string());
+        let trace = source.origin.context.map(|context| context.trace_id.to_string());
+        let stream = match source.stream {
+            StandardStream::Stdout => "stdout",
+            StandardStream::Stderr => "stderr",
+        };
         for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let text = String::from_utf8_lossy(&line[..line.len().min(TEXT_BYTES)]).into_owned();
-            let stream = match stream {
-                StandardStream::Stdout => "stdout",
-                StandardStream::Stderr => "stderr",
-            };
             let record = LogRecord {
                 at_ms,
                 stream: stream.into(),
-                component: Some(component.to_owned()),
-                request: None,
+                component: Some(source.component.to_owned()),
+                request: request.clone(),
+                trace: trace.clone(),
                 text,
                 fields: serde_json::Map::new(),
             };
-            self.add(app, record);
+            self.add(source.app, record);
         }
     }
 }
@@ -445,6 +448,7 @@ pub(crate) fn platform_record(text: String) -> LogRecord {
         stream: "platform".into(),
         component: None,
         request: None,
+        trace: None,
         text,
         fields: serde_json::Map::new(),
     }
@@ -464,7 +468,17 @@ fn milliseconds(time: SystemTime) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+    use wisp_telemetry::trace::Origin;
+
     use super::*;
+
+    fn source<'source>(
+        app: &'source str,
+        component: &'source str,
+        stream: StandardStream,
+    ) -> LineSource<'source> {
+        LineSource { app, component, stream, origin: Origin::default() }
+    }
 
     fn texts(reading: &Reading) -> Vec<&str> {
         reading.records.iter().map(|record| record.text.as_str()).collect()
@@ -474,8 +488,8 @@ mod tests {
     async fn what_apps_write_is_found_again_and_followed() {
         let folder = tempfile::tempdir().unwrap();
         let store = LogStore::start(folder.path().to_owned(), LogLimits::DEFAULT).unwrap();
-        store.receive("team/one", "cart", StandardStream::Stdout, b"first\nsecond\n");
-        store.receive("team/other", "cart", StandardStream::Stdout, b"of another\n");
+        store.receive(&source("team/one", "cart", StandardStream::Stdout), b"first\nsecond\n");
+        store.receive(&source("team/other", "cart", StandardStream::Stdout), b"of another\n");
         let all = store.read("team/one", &LogQuery::default());
         assert_eq!(texts(&all), ["first", "second"]);
         let grep = LogQuery { contains: Some("eco".into()), ..LogQuery::default() };
@@ -483,7 +497,7 @@ mod tests {
         let follow = LogQuery { last: Some(1), follow: true, ..LogQuery::default() };
         let mut following = store.read("team/one", &follow);
         assert_eq!(texts(&following), ["second"]);
-        store.receive("team/one", "cart", StandardStream::Stderr, b"third\n");
+        store.receive(&source("team/one", "cart", StandardStream::Stderr), b"third\n");
         let next = following.live.as_mut().unwrap().next().await.unwrap();
         assert_eq!((next.text.as_str(), next.stream.as_str()), ("third", "stderr"));
         store.stop_following();
@@ -500,7 +514,7 @@ mod tests {
         let store = LogStore::start(folder.path().to_owned(), limits).unwrap();
         let line = [vec![b'x'; 1_000], b"\n".to_vec()].concat();
         for _ in 0..5_000 {
-            store.receive("team/app", "c", StandardStream::Stdout, &line);
+            store.receive(&source("team/app", "c", StandardStream::Stdout), &line);
             if store.queue.try_send(Message::Flush { done: sync_channel(1).0 }).is_err() {
                 store.flush();
             }
@@ -518,7 +532,7 @@ mod tests {
         let mut torn = OpenOptions::new().append(true).open(newest).unwrap();
         torn.write_all(b"{\"at_ms\":1,").unwrap();
         let store = LogStore::start(folder.path().to_owned(), limits).unwrap();
-        store.receive("team/app", "c", StandardStream::Stdout, b"after\n");
+        store.receive(&source("team/app", "c", StandardStream::Stdout), b"after\n");
         let last = LogQuery { last: Some(1), ..LogQuery::default() };
         assert_eq!(texts(&store.read("team/app", &last)), ["after"]);
     }

@@ -27,7 +27,7 @@ use wisp_capability::{
     variables::Value,
 };
 use wisp_control::{
-    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, ImageDescription,
+    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, ImageDescription,
     Kept, LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository,
     Resource, ResourceKind, SqlAnswer, SqlStatement,
     model::{CertificateStatus, GarbageItem},
@@ -46,6 +46,7 @@ use crate::{
     certificates::Tls,
     garbage::{InUse, KnownSources, Places},
     images::Images,
+    log_store::now_ms,
 };
 
 /// The folder of an unpacked image that holds its migrations.
@@ -808,6 +809,25 @@ impl Platform for Machine {
                 _ => "serving",
             };
             Ok(AppHealth { state: state.into(), message })
+        }
+        .boxed()
+    }
+
+    fn measure<'a>(&'a self, apps: &'a [AppKey]) -> BoxFuture<'a, PlatformResult<Vec<AppUsage>>> {
+        async move {
+            let at_ms = now_ms();
+            let usage_of = |app: &AppKey| {
+                let host = self.state().apps.get(&app.id).and_then(|placed| placed.hosts.first().cloned());
+                let used = host.and_then(|host| self.node.usage_at(host.as_str()));
+                let unused = || AppUsage {
+                    app: app.to_string(),
+                    at_ms,
+                    state: "stopped".into(),
+                    ..AppUsage::default()
+                };
+                used.and_then(|used| serde_json::from_value(used.to_json(at_ms)).ok()).unwrap_or_else(unused)
+            };
+            Ok(apps.iter().map(usage_of).collect())
         }
         .boxed()
     }

@@ -239,6 +239,7 @@ impl Server {
         // Once a server.
         drop(rules.control.set(control.clone()));
         node.start_preparing()?;
+        node.export_metrics();
 
         let certificates = certificates::open(settings, &directory, &control, runtime.handle())?;
         let local_authority = certificates.local().map(|local| local.certificate_path().to_owned());

@@ -2,8 +2,10 @@
 //!
 //! For: setting up where the process's own messages go and how they look. Code
 //! everywhere uses `tracing`'s macros; this crate decides, once at the start,
-//! what becomes of them. And for writing figures down as Prometheus reads them
-//! ([`metrics`]). Traces will be set up here as well.
+//! what becomes of them. For writing figures down as Prometheus reads them
+//! ([`metrics`]). And for exporting all of it, with traces, to a collector of
+//! OpenTelemetry's ([`export`](mod@export)), where the operator asks for that; [`trace`]
+//! says on whose behalf something happens.
 //!
 //! Not for: output of guests (`wisp_capability::wasi::logs`), results of commands
 //! (standard output of `wisp`), errors that end a command (`wisp` prints them).
@@ -23,23 +25,28 @@
 //! Wisp itself says, and warnings of its libraries.
 #![forbid(unsafe_code)]
 
+pub mod export;
+mod messages;
 pub mod metrics;
+pub mod trace;
 
 use std::{fmt, io, io::IsTerminal as _};
 
+pub use export::{export, flush, start};
 use tracing::{Event, Level, Subscriber, field};
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Layer as _,
     fmt::{FmtContext, FormatEvent, FormatFields, format},
+    layer::SubscriberExt as _,
     registry::LookupSpan,
+    util::SubscriberInitExt as _,
 };
 
 /// The environment variable that chooses what is shown.
 pub const FILTER_VARIABLE: &str = "WISP_LOG";
 
 /// What is shown unless [`FILTER_VARIABLE`] says otherwise.
-const DEFAULT_FILTER: &str =
-    "warn,wisp=info,wisp_capability=info,wisp_engine=info,wisp_node=info,wisp_trigger=info";
+const DEFAULT_FILTER: &str = "warn,wisp=info,wisp_capability=info,wisp_engine=info,wisp_node=info,wisp_telemetry=info,wisp_trigger=info";
 
 /// How events look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +58,7 @@ pub enum Format {
     Json,
 }
 
-/// Why messages cannot be set up.
+/// Why messages or their export cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter is not one.
@@ -60,6 +67,28 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A variable of OpenTelemetry asks for something that does not exist here.
+    #[error("`{variable}` is `{value}`; there is {known}")]
+    Variable {
+        /// The variable.
+        variable: String,
+        /// Its value.
+        value: String,
+        /// What it could be.
+        known: &'static str,
+    },
+    /// An exporter cannot be made, such as for an endpoint that is no URL.
+    #[error("the export cannot be set up: {message}")]
+    Exporter {
+        /// What is wrong.
+        message: String,
+    },
+    /// The operating system refused a thread.
+    #[error("the export cannot be started: {cause}")]
+    Start {
+        /// What the operating system said.
+        cause: io::Error,
+    },
 }
 
 impl Error {
@@ -67,6 +96,9 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Filter { .. } => "WISP-E0601",
+            Self::Variable { .. } => "WISP-E0602",
+            Self::Exporter { .. } => "WISP-E0603",
+            Self::Start { .. } => "WISP-E0604",
         }
     }
 
@@ -76,6 +108,13 @@ impl Error {
             Self::Filter { .. } => Some(format!(
                 "for example `{FILTER_VARIABLE}=debug` or `{FILTER_VARIABLE}=wisp_trigger=debug`"
             )),
+            Self::Variable { .. } => {
+                Some("set it to one of these, or export nothing with `OTEL_SDK_DISABLED=true`".to_owned())
+            }
+            Self::Exporter { .. } => Some(
+                "look at `OTEL_EXPORTER_OTLP_ENDPOINT` and what begins with `OTEL_EXPORTER_OTLP_`".to_owned(),
+            ),
+            Self::Start { .. } => None,
         }
     }
 }
@@ -91,15 +130,16 @@ pub fn init(format: Format) -> Result<(), Error> {
         }
         _ => EnvFilter::new(DEFAULT_FILTER),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // A second subscriber is refused; the first one stays, as documented.
-    let _ = match format {
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match format {
         Format::Text => {
             let has_color = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            builder.with_ansi(has_color).event_format(Line).try_init()
+            lines.with_ansi(has_color).event_format(Line).boxed()
         }
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
     };
+    // A second subscriber is refused; the first one stays, as documented.
+    let _ = tracing_subscriber::registry().with(filter).with(lines).with(messages::Messages).try_init();
     Ok(())
 }
 

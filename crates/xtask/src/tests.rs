@@ -28,7 +28,8 @@ pub(crate) fn run(chore: &mut Chore, arguments: &[String]) -> Result<()> {
         chore.skip(format!("tests with the guest {name}"), failure.message());
     }
     // A test whose server is not there says so itself.
-    if let Err(failure) = chore.step("servers for tests", |_| tools::servers()) {
+    let servers = |chore: &mut Chore| tools::servers().and_then(|()| tools::collector(chore));
+    if let Err(failure) = chore.step("servers for tests", servers) {
         failure.report();
     }
     let skipped = chore.target.join("skipped-tests.txt");

@@ -16,6 +16,9 @@ use crate::wasm_targets;
 /// between minor releases.
 const ZIG_PACKAGE: &str = "ziglang==0.17.0";
 
+/// What the collector of the suite decodes OTLP with: the protocol's own definitions.
+const COLLECTOR_PACKAGE: &str = "opentelemetry-proto==1.45.2";
+
 /// The first Go that knows `GOOS=wasip1`.
 const GO_MINIMUM_MINOR: u32 = 21;
 
@@ -91,7 +94,7 @@ impl Tool {
                 .try_for_each(|folder| python_environment(chore, &folder.join("requirements.txt")).map(drop)),
             Self::Zig => zig(chore).map(drop),
             Self::Go => go(chore).map(drop),
-            Self::Servers => servers(),
+            Self::Servers => servers().and_then(|()| collector(chore)),
             Self::CargoDeny => cargo_deny(chore).map(drop),
         }
     }
@@ -178,6 +181,27 @@ pub(crate) fn servers() -> Result<()> {
         return Ok(());
     }
     debian::install(&missing)
+}
+
+/// The Python environment in which the suite runs its collector of OpenTelemetry's; the
+/// suite looks for it by this name.
+pub(crate) fn collector(chore: &Chore) -> Result<()> {
+    let folder = chore.guests().join("tools/otlp-collector");
+    let ready = folder.join(COLLECTOR_PACKAGE);
+    if ready.exists() {
+        say(&format!("{COLLECTOR_PACKAGE}: already there"));
+        return Ok(());
+    }
+    make_python_environment(&folder)?;
+    say(&format!("installing {COLLECTOR_PACKAGE} into {}", folder.display()));
+    run_quietly(Command::new(folder.join("bin/python")).args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        COLLECTOR_PACKAGE,
+    ]))?;
+    fs::write(&ready, "").map_err(at(&ready))
 }
 
 fn node() -> Result<()> {

@@ -1,4 +1,4 @@
-//! Probe guest for `wasi:keyvalue` and `wasi:config`, which no Spin SDK wraps.
+//! Probe guest for `wasi:keyvalue`, `wasi:config` and `wasi:otel`, which no Spin SDK wraps.
 //!
 //! `guests/README.md` lists what each path does.
 
@@ -6,12 +6,15 @@ mod bindings {
     wit_bindgen::generate!({ world: "imports", path: "wit", generate_all });
 }
 
+use bindings::wasi::clocks::wall_clock::Datetime;
 use bindings::wasi::config::store as config;
 use bindings::wasi::keyvalue::atomics::{self, Cas, CasError};
 use bindings::wasi::keyvalue::{batch, store};
+use bindings::wasi::otel::types::{InstrumentationScope, KeyValue};
+use bindings::wasi::otel::{logs, tracing};
 use probe::{Reply, Target, bytes_to_json};
 use serde_json::{Map, Value as Json, json};
-use wstd::http::{Body, Error, Request, Response};
+use wstd::http::{Body, Client, Error, Request, Response};
 
 #[wstd::http_server]
 async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
@@ -22,6 +25,14 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         "/config/all" => Reply::outcome(config::get_all().map(|pairs| {
             pairs.into_iter().map(|(key, value)| (key, Json::String(value))).collect::<Map<_, _>>().into()
         })),
+        "/otel" => Reply::outcome(otel(&target).await),
+        "/otel-flood" => {
+            for _ in 0..target.number("count", 1) {
+                let span = begin(&tracing::outer_span_context());
+                end(span, &tracing::outer_span_context(), "flood", Vec::new());
+            }
+            Reply::text(200, "reported\n")
+        }
         path if path.starts_with("/kv/") => Reply::outcome(key_value(&target)),
         path => probe::serve(&target).unwrap_or_else(|| Reply::not_found(path)),
     };
@@ -30,6 +41,83 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         builder = builder.header(name, value);
     }
     Ok(builder.body(reply.body.into())?)
+}
+
+/// Sends a request within a span of its own, and reports that and a record.
+async fn otel(target: &Target) -> Result<Json, String> {
+    let outer = tracing::outer_span_context();
+    let span = begin(&outer);
+    let request = Request::get(target.get_or("url", "")).body(Body::empty()).map_err(|error| error.to_string())?;
+    let mut response = Client::new().send(request).await.map_err(|error| error.to_string())?;
+    response.body_mut().contents().await.map_err(|error| error.to_string())?;
+    logs::on_emit(&logs::LogRecord {
+        timestamp: Some(now()),
+        observed_timestamp: None,
+        severity_text: None,
+        severity_number: Some(13),
+        body: Some("\"a record of the guest\"".to_owned()),
+        attributes: None,
+        event_name: None,
+        resource: None,
+        instrumentation_scope: None,
+        trace_id: Some(span.trace_id.clone()),
+        span_id: Some(span.span_id.clone()),
+        trace_flags: Some(span.trace_flags),
+    });
+    let half_way =
+        tracing::Event { name: "half way".to_owned(), time: now(), attributes: Vec::new() };
+    end(span, &outer, "work of the guest", vec![half_way]);
+    Ok(json!({ "trace": outer.trace_id, "span": outer.span_id }))
+}
+
+fn begin(outer: &tracing::SpanContext) -> tracing::SpanContext {
+    let (high, low) = wasi_random();
+    let trace_id = if outer.is_remote { outer.trace_id.clone() } else { format!("{high:016x}{low:016x}") };
+    let context = tracing::SpanContext {
+        trace_id,
+        span_id: format!("{:016x}", high | 1),
+        trace_flags: tracing::TraceFlags::SAMPLED,
+        is_remote: false,
+        trace_state: Vec::new(),
+    };
+    tracing::on_start(&context);
+    context
+}
+
+fn end(span: tracing::SpanContext, outer: &tracing::SpanContext, name: &str, events: Vec<tracing::Event>) {
+    let pair = |key: &str, value: &str| KeyValue { key: key.to_owned(), value: value.to_owned() };
+    tracing::on_end(&tracing::SpanData {
+        span_context: span,
+        parent_span_id: outer.span_id.clone(),
+        span_kind: tracing::SpanKind::Internal,
+        name: name.to_owned(),
+        start_time: now(),
+        end_time: now(),
+        attributes: vec![pair("count", "7"), pair("wisp.app", "\"somebody else\"")],
+        events,
+        links: Vec::new(),
+        status: tracing::Status::Ok,
+        instrumentation_scope: InstrumentationScope {
+            name: "guest".to_owned(),
+            version: None,
+            schema_url: None,
+            attributes: Vec::new(),
+        },
+        dropped_attributes: 0,
+        dropped_events: 0,
+        dropped_links: 0,
+    });
+}
+
+fn now() -> Datetime {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Datetime { seconds: since.as_secs(), nanoseconds: since.subsec_nanos() }
+}
+
+/// Two numbers that nobody else has.
+fn wasi_random() -> (u64, u64) {
+    use std::hash::{BuildHasher as _, RandomState};
+    (RandomState::new().hash_one(0), RandomState::new().hash_one(1))
 }
 
 fn key_value(target: &Target) -> Result<Json, String> {

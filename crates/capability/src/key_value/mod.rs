@@ -34,6 +34,7 @@ use indexmap::IndexMap;
 pub(crate) use self::file::Database as FileDatabase;
 pub(crate) use self::host::{State, add_to_linker};
 use crate::Error;
+use crate::data_span;
 use crate::resource::{Resource, Resources};
 use crate::sqlite::file::DATABASE_MAX_BYTES;
 
@@ -167,6 +168,9 @@ struct Opened {
 pub struct Grant {
     stores: BTreeMap<String, Arc<dyn Store>>,
 }
+
+/// What a trace calls all backends.
+const SYSTEM: &str = "wisp.key_value";
 
 /// A store behind the checks that are the same for every backend.
 #[derive(Clone)]
@@ -350,7 +354,7 @@ impl Checked {
     /// What goes over a limit, and what the backend says.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         check_key(key)?;
-        self.store.get(key).await
+        data_span::of(SYSTEM, "get", self.store.get(key)).await
     }
 
     /// Sets a key, replacing the value it had.
@@ -359,7 +363,7 @@ impl Checked {
     /// What goes over a limit, and what the backend says.
     pub async fn set(&self, key: String, value: Vec<u8>) -> Result<(), StoreError> {
         check_entry(&key, &value)?;
-        self.store.set(key, value).await
+        data_span::of(SYSTEM, "set", self.store.set(key, value)).await
     }
 
     /// Removes a key, if it is there.
@@ -368,12 +372,12 @@ impl Checked {
     /// What goes over a limit, and what the backend says.
     pub async fn delete(&self, key: String) -> Result<(), StoreError> {
         check_key(&key)?;
-        self.store.delete(key).await
+        data_span::of(SYSTEM, "delete", self.store.delete(key)).await
     }
 
     pub(crate) async fn exists(&self, key: &str) -> Result<bool, StoreError> {
         check_key(key)?;
-        self.store.exists(key).await
+        data_span::of(SYSTEM, "exists", self.store.exists(key)).await
     }
 
     /// The next keys after `after`, at most [`PAGE_MAX_COUNT`]; fewer only at the end.
@@ -381,7 +385,7 @@ impl Checked {
     /// # Errors
     /// What goes over a limit, and what the backend says.
     pub async fn keys(&self, after: Option<String>) -> Result<Vec<String>, StoreError> {
-        self.store.keys(after).await
+        data_span::of(SYSTEM, "keys", self.store.keys(after)).await
     }
 
     /// Every key, for the interfaces that have no pages.
@@ -403,7 +407,7 @@ impl Checked {
     pub(crate) async fn get_many(&self, keys: Vec<String>) -> Result<Vec<KeyAndValue>, StoreError> {
         check_count(keys.len())?;
         keys.iter().try_for_each(|key| check_key(key))?;
-        self.store.get_many(keys).await
+        data_span::of(SYSTEM, "get_many", self.store.get_many(keys)).await
     }
 
     /// Sets keys, all or none.
@@ -414,18 +418,18 @@ impl Checked {
         check_count(entries.len())?;
         entries.iter().try_for_each(|(key, value)| check_entry(key, value))?;
         check_result(entries.iter().map(|(key, value)| key.len() + value.len()).sum())?;
-        self.store.set_many(entries).await
+        data_span::of(SYSTEM, "set_many", self.store.set_many(entries)).await
     }
 
     pub(crate) async fn delete_many(&self, keys: Vec<String>) -> Result<(), StoreError> {
         check_count(keys.len())?;
         keys.iter().try_for_each(|key| check_key(key))?;
-        self.store.delete_many(keys).await
+        data_span::of(SYSTEM, "delete_many", self.store.delete_many(keys)).await
     }
 
     pub(crate) async fn increment(&self, key: String, delta: i64) -> Result<i64, StoreError> {
         check_key(&key)?;
-        self.store.increment(key, delta).await
+        data_span::of(SYSTEM, "increment", self.store.increment(key, delta)).await
     }
 
     pub(crate) async fn swap(
@@ -435,7 +439,7 @@ impl Checked {
         value: Vec<u8>,
     ) -> Result<Swap, StoreError> {
         check_entry(&key, &value)?;
-        self.store.swap(key, expected, value).await
+        data_span::of(SYSTEM, "swap", self.store.swap(key, expected, value)).await
     }
 }
 

@@ -46,6 +46,7 @@ use wasmtime_wasi_http::{
     Error as HttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
 };
 use wisp_manifest::allowed_hosts::{SELF_HOST, chained_component};
+use wisp_telemetry::trace::{ActiveSpan, Scope, SpanKind};
 
 pub use client::{Client, DEFAULT_TIMEOUT, HTTP2_PRIOR_KNOWLEDGE_VARIABLE, Settings};
 pub use local::{LocalDepth, LocalDispatch, LocalSlot, LocalTarget, MAX_LOCAL_DEPTH_COUNT};
@@ -56,6 +57,9 @@ use crate::outbound::{self, Destination};
 use crate::{Error, Flavor, Grants, Host, VirtualWorld};
 use client::{RequestSent, Sender};
 use tls::ComponentTls;
+
+/// How much of a destination a trace tells, in bytes. Longer ones exist in attacks only.
+const MAX_TOLD_BYTES: usize = 2 << 10;
 
 /// The host of a component's own app.
 const SELF_AUTHORITY: &str = SELF_HOST;
@@ -147,6 +151,7 @@ impl Hooks {
             depth: self.depth,
             open: open.clone(),
             open_limit_count: limits.outbound_connections_count,
+            scope: Scope::current(),
         })
     }
 
@@ -164,6 +169,8 @@ pub(super) struct Sending {
     depth: LocalDepth,
     open: Arc<Semaphore>,
     open_limit_count: u32,
+    /// On whose behalf it is sent, if anybody wants to know.
+    scope: Option<Scope>,
 }
 
 impl Sending {
@@ -219,8 +226,79 @@ impl WasiHttpHooks for Hooks {
     }
 }
 
-/// Sends a component's request to wherever it leads.
+/// Sends a component's request to wherever it leads, as a part of the trace of the request
+/// that it is sent for.
 async fn send(
+    sending: Sending,
+    mut request: Request<WasiBody>,
+    options: RequestOptions,
+) -> Result<(Response<WasiBody>, RequestSent), HttpError> {
+    // Without a scope nobody wants to know of it.
+    let Some(scope) = sending.scope.clone() else { return send_untold(sending, request, options).await };
+    let mut span = begin_span(&scope, &request);
+    scope.inject(span.as_ref(), request.headers_mut());
+    if let Some(id) = scope.request() {
+        // Another component of the app works for the same request.
+        request.extensions_mut().insert(id);
+    }
+    let sent = send_untold(sending, request, options).await;
+    if let Some(span) = &mut span {
+        match &sent {
+            Ok((response, _)) => {
+                span.set("http.response.status_code", i64::from(response.status().as_u16()));
+                if response.status().is_client_error() || response.status().is_server_error() {
+                    span.fail(response.status().as_u16().to_string());
+                }
+            }
+            Err(error) => span.fail(error_name(error)),
+        }
+    }
+    if let Some(span) = span {
+        span.end();
+    }
+    sent
+}
+
+/// The name of an error's kind, without what is particular.
+fn error_name(error: &HttpError) -> String {
+    let name = format!("{error:?}");
+    name.split(['(', ' ', '{']).next().unwrap_or_default().to_owned()
+}
+
+/// A request that a guest sends, as a part of its own request's trace.
+fn begin_span(scope: &Scope, request: &Request<WasiBody>) -> Option<ActiveSpan> {
+    let method = match *request.method() {
+        http::Method::GET => "GET",
+        http::Method::POST => "POST",
+        http::Method::PUT => "PUT",
+        http::Method::DELETE => "DELETE",
+        http::Method::PATCH => "PATCH",
+        http::Method::HEAD => "HEAD",
+        http::Method::OPTIONS => "OPTIONS",
+        _ => "_OTHER",
+    };
+    let mut span = scope.begin(SpanKind::Client, method)?;
+    let uri = request.uri();
+    span.set("http.request.method", method);
+    if let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) {
+        let port = uri.port_u16().or_else(|| outbound::default_port(scheme));
+        span.set("server.address", shortened(host));
+        if let Some(port) = port {
+            span.set("server.port", i64::from(port));
+        }
+        // What follows a `?` is not told: people put secrets there. Nor is a user.
+        let authority = uri.port_u16().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        span.set("url.full", shortened(&format!("{scheme}://{authority}{}", uri.path())));
+    }
+    Some(span)
+}
+
+/// As much of a guest's text as is told.
+fn shortened(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_TOLD_BYTES)].to_owned()
+}
+
+async fn send_untold(
     sending: Sending,
     request: Request<WasiBody>,
     options: RequestOptions,

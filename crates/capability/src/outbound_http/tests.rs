@@ -32,7 +32,7 @@ type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Sen
 /// What a request needs that is bounded by nothing but its grants.
 fn sending(outbound: outbound::Grant, grant: Grant, depth: LocalDepth) -> Sending {
     let open = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-    Sending { outbound, grant, depth, open, open_limit_count: u32::MAX }
+    Sending { outbound, grant, depth, open, open_limit_count: u32::MAX, scope: None }
 }
 
 /// How a [`Server`] speaks.

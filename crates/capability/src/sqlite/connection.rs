@@ -30,6 +30,7 @@ use super::guard::{self, Clock, Marks};
 use super::{
     Link, QueryResult, RESULT_MAX_BYTES, Row, STATEMENT_MAX_BYTES, STATEMENT_MAX_MS, SqlError, Value,
 };
+use crate::data_span;
 
 /// How far a statement runs ahead of the guest that reads its rows: enough
 /// that neither waits for the other at each batch.
@@ -183,6 +184,10 @@ impl Connection {
     }
 
     async fn start(&self, request: Request) -> Result<Streamed, SqlError> {
+        data_span::of("sqlite", "query", self.start_untold(request)).await
+    }
+
+    async fn start_untold(&self, request: Request) -> Result<Streamed, SqlError> {
         if request.statement.len() > STATEMENT_MAX_BYTES {
             return Err(SqlError::Io(format!(
                 "the statement has {} bytes, the limit is {STATEMENT_MAX_BYTES}",

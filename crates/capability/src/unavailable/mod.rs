@@ -20,8 +20,6 @@
 //! engine without component-model concurrency gets just those others, which is
 //! what version 4.1.0 was.
 
-mod otel;
-
 #[cfg(test)]
 mod tests;
 
@@ -227,7 +225,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Host>, flavor: Flavor) -> wasmti
             add_interface(&mut linker.instance(interface.name)?, interface, flavor)?;
         }
     }
-    otel::add_to_linker(linker)
+    Ok(())
 }
 
 fn add_interface(

@@ -29,13 +29,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wisp_telemetry::export::{LogEntry, LogSource, Severity, export};
+use wisp_telemetry::trace::{KeyValue, Origin, Scope};
 
 use crate::Error;
 
@@ -103,7 +105,20 @@ pub enum Follow {
 pub trait LogReceiver: std::fmt::Debug + Send + Sync + 'static {
     /// Complete lines, each with its line feed. Called by the one thread that writes
     /// logs, which must not be held up for long.
-    fn receive(&self, app: &str, component: &str, stream: StandardStream, lines: &[u8]);
+    fn receive(&self, source: &LineSource<'_>, lines: &[u8]);
+}
+
+/// Who wrote lines.
+#[derive(Clone, Copy, Debug)]
+pub struct LineSource<'source> {
+    /// The app, by the name that its operator knows it by.
+    pub app: &'source str,
+    /// The component.
+    pub component: &'source str,
+    /// Where it wrote them to.
+    pub stream: StandardStream,
+    /// In which request.
+    pub origin: Origin,
 }
 
 /// What happens to the output of guests.
@@ -149,7 +164,7 @@ impl LogBudget {
         self.0.store(bytes, Ordering::Relaxed);
     }
 
-    fn take(&self, bytes: usize) -> bool {
+    pub(crate) fn take(&self, bytes: usize) -> bool {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let rest = self.0.load(Ordering::Relaxed).checked_sub(bytes);
         self.0.store(rest.unwrap_or(0), Ordering::Relaxed);
@@ -157,12 +172,11 @@ impl LogBudget {
     }
 }
 
-/// Who takes lines, and of which app and component they are.
-type Received = (Arc<dyn LogReceiver>, Box<str>, Box<str>);
-
 struct Sink {
+    app: Box<str>,
+    component: Box<str>,
     /// Who takes the lines in the place of a file.
-    receiver: Option<Received>,
+    receiver: Option<Arc<dyn LogReceiver>>,
     queue: SyncSender<Message>,
     stream: StandardStream,
     path: Option<PathBuf>,
@@ -181,7 +195,7 @@ struct Sink {
 }
 
 enum Message {
-    Lines { sink: Arc<Sink>, lines: Vec<u8> },
+    Lines { sink: Arc<Sink>, lines: Vec<u8>, origin: Origin },
     Flush(SyncSender<()>),
 }
 
@@ -219,11 +233,12 @@ impl Logs {
         })
     }
 
-    /// Where a component's stream goes; makes sure that its log file can be written.
+    /// Where the stream of a component of the only app goes; makes sure that its log file
+    /// can be written.
     ///
     /// # Errors
     /// [`Error::LogFile`].
-    pub fn sink(&self, component: &str, stream: StandardStream) -> Result<LogSink, Error> {
+    pub fn sink(&self, app: &str, component: &str, stream: StandardStream) -> Result<LogSink, Error> {
         let path = match &self.settings.directory {
             Some(directory) => {
                 let path = log_path(directory, component, stream);
@@ -233,7 +248,8 @@ impl Logs {
             }
             None => None,
         };
-        Ok(self.sink_to(path, None, self.settings.follow.includes(component), component, stream))
+        let is_followed = self.settings.follow.includes(component);
+        Ok(self.sink_to(path, None, is_followed.then_some(component), (app, component), stream))
     }
 
     /// Where the stream of a component of one app among many goes: a file in the app's
@@ -243,20 +259,20 @@ impl Logs {
         let receiver = self.settings.receiver.clone();
         let path =
             directory.filter(|_| receiver.is_none()).map(|directory| log_path(&directory, component, stream));
-        let receiver = receiver.map(|receiver| (receiver, app.into(), component.into()));
-        let is_followed = self.settings.follow.includes(app);
-        self.sink_to(path, receiver, is_followed, &format!("{app} {component}"), stream)
+        let name = self.settings.follow.includes(app).then(|| format!("{app} {component}"));
+        self.sink_to(path, receiver, name.as_deref(), (app, component), stream)
     }
 
     fn sink_to(
         &self,
         path: Option<PathBuf>,
-        receiver: Option<Received>,
-        is_followed: bool,
-        name: &str,
+        receiver: Option<Arc<dyn LogReceiver>>,
+        followed_name: Option<&str>,
+        (app, component): (&str, &str),
         stream: StandardStream,
     ) -> LogSink {
-        if path.is_none() && receiver.is_none() && !is_followed {
+        let is_exported = export().is_some_and(|export| export.exports_logs());
+        if path.is_none() && receiver.is_none() && followed_name.is_none() && !is_exported {
             return LogSink::default();
         }
         let is_terminal = match stream {
@@ -264,11 +280,13 @@ impl Logs {
             StandardStream::Stderr => self.is_stderr_terminal,
         };
         let sink = Sink {
+            app: app.into(),
+            component: component.into(),
             receiver,
             queue: self.queue.clone(),
             stream,
             path,
-            prefix: is_followed.then(|| prefix(name, is_terminal)),
+            prefix: followed_name.map(|name| prefix(name, is_terminal)),
             queued_bytes: AtomicUsize::new(0),
             dropped_lines: AtomicU64::new(0),
             rate_bytes: AtomicU64::new(0),
@@ -289,6 +307,34 @@ impl Logs {
                 Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
+    }
+}
+
+/// Exports complete lines, if logs are exported: what was let through to here is within
+/// the component's limits.
+fn export_lines(source: &LineSource<'_>, lines: &[u8]) {
+    let Some(export) = export().filter(|export| export.exports_logs()) else { return };
+    let (stream, severity) = match source.stream {
+        StandardStream::Stdout => ("stdout", Severity::Info),
+        StandardStream::Stderr => ("stderr", Severity::Warn),
+    };
+    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let mut attributes = vec![
+            KeyValue::new("wisp.app", source.app.to_owned()),
+            KeyValue::new("wisp.component", source.component.to_owned()),
+            KeyValue::new("log.iostream", stream),
+        ];
+        if let Some(request) = source.origin.request {
+            attributes.push(KeyValue::new("wisp.request", request.to_string()));
+        }
+        export.log(LogEntry {
+            source: LogSource::Guest,
+            time: SystemTime::now(),
+            severity,
+            text: String::from_utf8_lossy(line).into_owned(),
+            attributes,
+            context: source.origin.context,
+        });
     }
 }
 
@@ -381,13 +427,16 @@ impl Writer {
 
     /// Writes complete lines. Errors are ignored: there is no better place to
     /// report that a log cannot be written, and guests do not depend on it.
-    fn write(&mut self, sink: &Arc<Sink>, lines: &[u8]) {
+    fn write(&mut self, sink: &Arc<Sink>, lines: &[u8], origin: Origin) {
         if let Some(file) = self.file(sink) {
             drop(file.write_all(lines));
         }
-        if let Some((receiver, app, component)) = &sink.receiver {
-            receiver.receive(app, component, sink.stream, lines);
+        let Sink { app, component, stream, .. } = &**sink;
+        let source = LineSource { app, component, stream: *stream, origin };
+        if let Some(receiver) = &sink.receiver {
+            receiver.receive(&source, lines);
         }
+        export_lines(&source, lines);
         let Some(prefix) = &sink.prefix else { return };
         let prefixed = &mut self.prefixed;
         prefixed.clear();
@@ -408,8 +457,8 @@ impl Writer {
 impl Message {
     fn handle(self, writer: &mut Writer) {
         match self {
-            Self::Lines { sink, lines } => {
-                writer.write(&sink, &lines);
+            Self::Lines { sink, lines, origin } => {
+                writer.write(&sink, &lines, origin);
                 sink.give_back(lines.len().max(MESSAGE_COST_BYTES));
                 let dropped = sink.dropped_lines.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
@@ -417,7 +466,7 @@ impl Message {
                         "wisp: {dropped} lines were dropped here (WISP-E0356), since they came faster than \
                          they could be written or than the component's limits allow\n"
                     );
-                    writer.write(&sink, note.as_bytes());
+                    writer.write(&sink, note.as_bytes(), Origin::default());
                 }
             }
             Self::Flush(done) => {
@@ -434,7 +483,8 @@ impl Sink {
         let length = lines.len().max(MESSAGE_COST_BYTES);
         let queued = self.queued_bytes.fetch_add(length, Ordering::Relaxed);
         if queued + length <= STREAM_QUEUE_BYTES && self.is_within_rate(lines.len()) {
-            match self.queue.try_send(Message::Lines { sink: self.clone(), lines }) {
+            let origin = Scope::origin();
+            match self.queue.try_send(Message::Lines { sink: self.clone(), lines, origin }) {
                 Ok(()) => return,
                 Err(refused) => {
                     let (std::sync::mpsc::TrySendError::Full(message)
@@ -500,6 +550,11 @@ impl LogSink {
     /// Whether nothing of what is written arrives anywhere.
     pub fn is_discarding(&self) -> bool {
         self.inner.is_none()
+    }
+
+    /// Whether so much more is within the component's rate, which it then counts for.
+    pub(crate) fn is_within_rate(&self, bytes: usize) -> bool {
+        self.inner.as_ref().is_none_or(|sink| sink.is_within_rate(bytes))
     }
 
     /// Lets so much through per second in the long run, for all who write here.
@@ -680,7 +735,7 @@ mod tests {
     }
 
     fn stdout(logs: &Logs) -> LogSink {
-        logs.sink("shop", StandardStream::Stdout).unwrap()
+        logs.sink("app", "shop", StandardStream::Stdout).unwrap()
     }
 
     fn read(directory: &std::path::Path) -> String {
@@ -692,6 +747,8 @@ mod tests {
         let (queue, messages) = sync_channel(queue_messages_count);
         let file = tempfile::NamedTempFile::new().unwrap();
         let sink = Sink {
+            app: "app".into(),
+            component: "shop".into(),
             receiver: None,
             queue,
             stream: StandardStream::Stdout,
@@ -907,7 +964,7 @@ mod tests {
         let follow = Follow::Some(["shop".to_owned()].into());
         let logs = Logs::new(LogSettings { follow, ..LogSettings::default() }).unwrap();
         assert!(!stdout(&logs).is_discarding());
-        assert!(logs.sink("other", StandardStream::Stdout).unwrap().is_discarding());
+        assert!(logs.sink("app", "other", StandardStream::Stdout).unwrap().is_discarding());
     }
 
     #[test]

@@ -30,7 +30,9 @@ use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
 
-pub use logs::{Follow, LogBudget, LogReceiver, LogSettings, LogSink, LogStream, Logs, StandardStream};
+pub use logs::{
+    Follow, LineSource, LogBudget, LogReceiver, LogSettings, LogSink, LogStream, Logs, StandardStream,
+};
 
 use crate::{Error, Flavor, Host, RequestLimits, outbound};
 
@@ -133,6 +135,11 @@ impl Grant {
             wall_clock: settings.wall_clock,
             sockets: OnceLock::new(),
         })
+    }
+
+    /// Whether so much more is within the component's rate, which it then counts for.
+    pub(crate) fn may_log(&self, bytes: usize) -> bool {
+        self.stderr.is_within_rate(bytes)
     }
 
     /// Whether nothing of what guests write arrives anywhere.

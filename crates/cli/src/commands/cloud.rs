@@ -3,7 +3,9 @@
 
 use clap::Subcommand;
 
-use super::{api, apps, audit, domains, kv, login, logs, releases, resources, sql, team, token, variables};
+use super::{
+    api, apps, audit, domains, kv, login, logs, releases, resources, sql, team, token, top, variables,
+};
 use crate::error::Error;
 
 /// Commands that ask a server.
@@ -45,6 +47,8 @@ pub(crate) enum Cloud {
     Audit(audit::Audit),
     /// Show what an app logged.
     Logs(logs::Logs),
+    /// Show what the apps of a team are doing, and go on with it until Ctrl-C.
+    Top(top::Top),
     /// Send a request to the server's API.
     Api(api::Api),
 }
@@ -71,6 +75,7 @@ impl Cloud {
             Self::Sql(command) => command.run(),
             Self::Audit(command) => command.run(),
             Self::Logs(command) => command.run(),
+            Self::Top(command) => command.run(),
             Self::Api(command) => command.run(),
         }
     }

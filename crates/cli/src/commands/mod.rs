@@ -27,6 +27,7 @@ mod team;
 pub(crate) mod templates;
 pub(crate) mod test;
 mod token;
+mod top;
 pub(crate) mod up;
 mod variables;
 pub(crate) mod watch;

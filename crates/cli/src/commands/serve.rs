@@ -200,6 +200,7 @@ impl Serve {
         let budget = self.budget(wisp_node::raise_descriptor_limit());
         let own_dir = directory.path().join(OWN_DIR_NAME);
         let max_memory_bytes = self.engine.max_instance_memory.or(runtime_config.max_instance_memory_bytes);
+        wisp_telemetry::start("wisp-serve")?;
         let runtime = Runtime::start(RuntimeSettings {
             engine: EngineConfig {
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
@@ -268,10 +269,12 @@ impl Serve {
             admin.start(&node);
         }
         output::data(&text);
+        node.export_metrics();
         let server = Server::new(self.server_config(), vec![listener]);
         let result = server.run(node.clone(), stop_signal());
         node.stop();
         node.runtime().flush_logs();
+        wisp_telemetry::flush();
         Ok(result?)
     }
 

@@ -142,11 +142,14 @@ impl ServerCommand {
             return Ok(());
         }
         let program = std::env::current_exe().map_err(Error::Start)?;
+        wisp_telemetry::start("wisp-server")?;
         let server = Server::start(&settings, program, self.take_over)?;
         announce(server.facts());
-        Ok(server.run(async {
+        let result = server.run(async {
             stop_signal().await;
-        })?)
+        });
+        wisp_telemetry::flush();
+        Ok(result?)
     }
 
     fn flags(&self) -> Result<Flags, Error> {

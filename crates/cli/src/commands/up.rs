@@ -297,6 +297,7 @@ impl Up {
         let usual_log_dir = || state_dir.as_ref().map(|state| state.join("logs"));
         let log_dir = directory(self.logs.log_dir.as_deref(), &runtime_config.log_directory, usual_log_dir);
         let settings = self.app_settings(&app, runtime_config.max_instance_memory_bytes)?;
+        wisp_telemetry::start("wisp-up")?;
         let runtime = Runtime::start(RuntimeSettings {
             engine: EngineConfig {
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
@@ -356,8 +357,13 @@ impl Started {
     pub(crate) fn serve(&self) -> Result<(), Error> {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(server) = server else { return Ok(()) };
+        if let Some(export) = wisp_telemetry::export() {
+            let commons = self.runtime.commons().clone();
+            export.observe(move || wisp_node::app_metrics(&commons));
+        }
         let result = server.run(self.apps.clone(), stop_signal());
         self.runtime.flush_logs();
+        wisp_telemetry::flush();
         Ok(result?)
     }
 

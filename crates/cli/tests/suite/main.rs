@@ -35,6 +35,7 @@ mod key_value;
 mod load;
 mod malformed;
 mod malicious;
+mod observability;
 mod optimize;
 mod outbound;
 mod registry;

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use wisp_manifest::id::VariableName;
 
 use super::{
-    Asked, At, In, InApp, InTeam, Json, PageQuery, Refused, Shared, page, part,
+    Asked, At, In, InApp, InTeam, Json, Operator, PageQuery, Refused, Shared, page, part,
     scope::{AppsDeploy, AppsRead, LogsRead, SecretsWrite},
 };
 use crate::{
@@ -26,8 +26,8 @@ use crate::{
     deploy::Work,
     error::{Error, Result},
     model::{AppDetails, AppSummary, Domain, DomainInstructions, Operation, Page, Variable},
-    names::{AppName, Host},
-    platform::{AppHealth, DomainProof, LogQuery, LogRecord},
+    names::{AppId, AppName, Host},
+    platform::{AppHealth, AppUsage, DomainProof, LogQuery, LogRecord},
     state::{Actor, AppRow, DomainRow, NewRelease, StoredVariable},
 };
 
@@ -111,6 +111,39 @@ pub(super) async fn list_apps(
     let apps = control.state.apps(team.team, query.after, limit + 1).await?;
     let Page { items, next } = page(apps, limit, |app| app.key.name.to_string());
     Ok(Answer(Page { items: items.iter().map(|app| app_summary(&control, app)).collect(), next }))
+}
+
+/// What a team's apps used since the server started, and what they hold now
+#[utoipa::path(get, path = "/api/v1/teams/{team}/usage", tag = "apps", params(InTeam, PageQuery),
+    responses((status = 200, body = Page<AppUsage>), Refused))]
+pub(super) async fn team_usage(
+    State(control): State<Shared>,
+    team: In<AppsRead>,
+    Asked(query): Asked<PageQuery>,
+) -> Result<Answer<Page<AppUsage>>> {
+    let limit = query.limit()?;
+    let apps = control.state.apps(team.team, query.after, limit + 1).await?;
+    let Page { items, next } = page(apps, limit, |app| app.key.name.to_string());
+    let keys: Vec<_> = items.into_iter().map(|app| app.key).collect();
+    Ok(Answer(Page { items: control.platform.measure(&keys).await?, next }))
+}
+
+/// What all apps used since the server started, and what they hold now
+#[utoipa::path(get, path = "/api/v1/usage", tag = "server", params(PageQuery),
+    responses((status = 200, body = Page<AppUsage>), Refused))]
+pub(super) async fn usage(
+    State(control): State<Shared>,
+    _operator: Operator,
+    Asked(query): Asked<PageQuery>,
+) -> Result<Answer<Page<AppUsage>>> {
+    let limit = query.limit()?;
+    let after = match &query.after {
+        None => AppId(0),
+        Some(after) => AppId(after.parse().map_err(|_| Error::invalid("`after` is not of this list"))?),
+    };
+    let keys = control.state.all_apps(after, limit + 1).await?;
+    let Page { items, next } = page(keys, limit, |key| key.id.0.to_string());
+    Ok(Answer(Page { items: control.platform.measure(&items).await?, next }))
 }
 
 /// Make an app that has no release yet

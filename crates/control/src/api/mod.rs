@@ -118,6 +118,8 @@ fn routes_of() -> OpenApiRouter<Shared> {
         .routes(routes!(apps::remove_domain))
         .routes(routes!(apps::verify_domain))
         .routes(routes!(apps::logs))
+        .routes(routes!(apps::team_usage))
+        .routes(routes!(apps::usage))
         .routes(routes!(releases::make_plan))
         .routes(routes!(releases::list_releases, releases::create_release))
         .routes(routes!(releases::get_release))

@@ -143,6 +143,20 @@ impl State {
         .await
     }
 
+    /// The apps of all teams that come after one, in the order in which they were made.
+    pub(crate) async fn all_apps(&self, after: AppId, limit: usize) -> Result<Vec<AppKey>> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!(
+                "SELECT {APP_COLUMNS} FROM apps JOIN teams ON teams.id = team_id
+                 WHERE apps.id > ?1 AND NOT is_going ORDER BY apps.id LIMIT ?2"
+            ))?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = statement.query_map(params![sql_int(after.0), limit], app_row)?;
+            Ok(rows.map(|row| Ok(row?.key)).collect::<rusqlite::Result<_>>()?)
+        })
+        .await
+    }
+
     /// Every app of one team, or of all, that has a release.
     pub(crate) async fn apps_that_serve(&self, team: Option<TeamId>) -> Result<Vec<AppId>> {
         self.read(move |db| {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
 use rusqlite::types::ValueRef;
 use wisp_control::{
-    AppHealth, AppKey, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, Kept,
+    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, Kept,
     LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformResult, Repository, Resource,
     ResourceKind, SqlAnswer, SqlStatement,
     model::{CertificateStatus, GarbageItem, GarbageKind},
@@ -315,6 +315,7 @@ impl Platform for Machine {
                 stream: "stdout".to_owned(),
                 component: None,
                 request: None,
+                trace: None,
                 text: format!("{app} says hello"),
                 fields: serde_json::Map::new(),
             };
@@ -335,6 +336,12 @@ impl Platform for Machine {
     fn health<'a>(&'a self, app: &'a AppKey) -> BoxFuture<'a, PlatformResult<AppHealth>> {
         let state = if self.released(app.id).is_some() { "serving" } else { "stopped" };
         async move { Ok(AppHealth { state: state.to_owned(), message: None }) }.boxed()
+    }
+
+    fn measure<'a>(&'a self, apps: &'a [AppKey]) -> BoxFuture<'a, PlatformResult<Vec<AppUsage>>> {
+        let usage = |app: &AppKey| AppUsage { app: app.to_string(), ..AppUsage::default() };
+        let usages = apps.iter().map(usage).collect();
+        async move { Ok(usages) }.boxed()
     }
 
     fn ailments(&self) -> BoxFuture<'_, Vec<String>> {

@@ -17,6 +17,7 @@ use std::{
 
 use wisp_engine::Usage;
 use wisp_manifest::id::ComponentId;
+use wisp_telemetry::{export::DURATION_BOUNDS_US, metrics::Durations};
 
 use super::reuse::thread_number;
 
@@ -26,6 +27,18 @@ pub const DEFAULT_WEIGHT: u32 = 100;
 /// Of how many requests the mean of CPU time is, about: a component is taken for
 /// what its last few requests were.
 const MEAN_OVER_COUNT: u64 = 8;
+
+/// Upper bounds of the buckets that requests are counted in by their duration; one more
+/// has what is longer.
+pub const DURATION_BOUNDS: [Duration; DURATION_BOUNDS_US.len()] = {
+    let mut bounds = [Duration::ZERO; DURATION_BOUNDS_US.len()];
+    let mut place = 0;
+    while place < bounds.len() {
+        bounds[place] = Duration::from_micros(DURATION_BOUNDS_US[place]);
+        place += 1;
+    }
+    bounds
+};
 
 /// Shards of one component's sums at most. Few enough that the sums of a hundred
 /// thousand apps fit into memory on a machine with many cores, where some threads then
@@ -110,6 +123,9 @@ pub struct Sums {
     pub response_bytes: u64,
     /// The most linear memory that an instance had.
     pub peak_memory_bytes: u64,
+    /// Requests by duration: a bucket for each of [`DURATION_BOUNDS`], and one for what is
+    /// longer.
+    pub durations_count: [u64; DURATION_BOUNDS.len() + 1],
 }
 
 /// What the requests of one component used: one shard per core, up to [`MAX_SHARDS_COUNT`].
@@ -134,6 +150,9 @@ struct Shard {
     mean_cpu_ns: AtomicU64,
     /// CPU time that is not yet in the shares; see [`super::share`].
     unshared_ns: AtomicU64,
+    /// As in [`Sums`]. 32 bits, because whoever reads this looks at differences; all of it
+    /// fits into the two pairs of lines that the shard has anyway.
+    durations_count: [AtomicU32; DURATION_BOUNDS.len() + 1],
 }
 
 impl Totals {
@@ -156,6 +175,8 @@ impl Totals {
         };
         let (cpu, queue) = (usage.cpu(), usage.queue());
         add(&shard.requests_count[record.outcome as usize], 1);
+        let bucket = DURATION_BOUNDS.partition_point(|bound| *bound < record.total);
+        shard.durations_count[bucket].fetch_add(1, Ordering::Relaxed);
         add(&shard.cpu_ns, nanoseconds(cpu));
         add(&shard.instantiate_ns, nanoseconds(usage.instantiate()));
         add(&shard.wait_ns, nanoseconds(wait(record.total, usage)));
@@ -212,8 +233,40 @@ impl Totals {
             sums.request_bytes += read(&shard.request_bytes);
             sums.response_bytes += read(&shard.response_bytes);
             sums.peak_memory_bytes = sums.peak_memory_bytes.max(read(&shard.peak_memory_bytes));
+            for (sum, count) in sums.durations_count.iter_mut().zip(&shard.durations_count) {
+                *sum += u64::from(count.load(Ordering::Relaxed));
+            }
         }
         sums
+    }
+}
+
+impl Sums {
+    /// Adds another component's.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in self.requests_count.iter_mut().zip(other.requests_count) {
+            *sum += more;
+        }
+        for (sum, more) in self.durations_count.iter_mut().zip(other.durations_count) {
+            *sum += more;
+        }
+        self.cpu_ns += other.cpu_ns;
+        self.instantiate_ns += other.instantiate_ns;
+        self.wait_ns += other.wait_ns;
+        self.queue_ns += other.queue_ns;
+        self.request_bytes += other.request_bytes;
+        self.response_bytes += other.response_bytes;
+        self.peak_memory_bytes = self.peak_memory_bytes.max(other.peak_memory_bytes);
+    }
+
+    /// Requests by duration.
+    pub fn durations(&self) -> Durations {
+        Durations {
+            buckets: DURATION_BOUNDS.into_iter().zip(self.durations_count).collect(),
+            count: self.durations_count.iter().sum(),
+            // What a guest does not wait for it runs, or could have run.
+            sum: Duration::from_nanos(self.cpu_ns + self.wait_ns + self.queue_ns),
+        }
     }
 }
 
@@ -266,6 +319,11 @@ impl Account {
         &self.name
     }
 
+    /// The same, to be kept.
+    pub(super) fn shared_name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// The app's part of the CPU, relative to other apps' weights.
     pub fn weight(&self) -> u32 {
         self.weight.load(Ordering::Relaxed)
@@ -299,6 +357,16 @@ impl Account {
         components.iter().map(|(id, totals)| (id.clone(), totals.sum())).collect()
     }
 
+    /// Requests that have a place now, where apps share places.
+    pub fn running_count(&self) -> u64 {
+        u64::try_from(self.running_count.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
+    }
+
+    /// Requests that wait for a place now.
+    pub fn waiting_count(&self) -> u64 {
+        u64::try_from(self.waiting_count.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
+    }
+
     /// Memory of its instances, beyond the first 16 MiB of each.
     pub fn reserved_memory_bytes(&self) -> u64 {
         self.memory_bytes.load(Ordering::Relaxed)
@@ -329,6 +397,29 @@ mod tests {
         assert_eq!(sums.requests_count, [1, 1, 0, 0, 0, 0, 0, 1]);
         assert_eq!((sums.cpu_ns, sums.wait_ns), (1_400, 600));
         assert_eq!((sums.request_bytes, sums.response_bytes), (6, 10));
+        assert_eq!(sums.durations_count[0], 2, "what never ran has no duration");
+        let durations = sums.durations();
+        assert_eq!((durations.count, durations.sum), (2, Duration::from_nanos(2_000)));
+    }
+
+    #[test]
+    fn a_shard_takes_two_pairs_of_lines() {
+        assert_eq!(size_of::<Shard>(), 256);
+    }
+
+    #[test]
+    fn a_duration_is_in_the_bucket_above_it() {
+        let account = Account::new("shop".into());
+        let id = ComponentId::new("cart").unwrap();
+        let enter = |total| {
+            let record = Record { outcome: Outcome::Answered, total, response_bytes: 0 };
+            account.totals(&id).enter(&record, &Usage::default());
+        };
+        enter(Duration::from_micros(100));
+        enter(Duration::from_micros(101));
+        enter(Duration::from_secs(60));
+        let counts = account.sums()[0].1.durations_count;
+        assert_eq!((counts[0], counts[1], counts[DURATION_BOUNDS.len()]), (1, 1, 1));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
 use http_body_util::BodyExt as _;
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
@@ -30,6 +30,7 @@ use super::{
     executor::Entry,
     outcomes::Outcomes,
     shape::{self, BadRequest, Connection, RouteHeaders},
+    trace::{Answering, Trace},
 };
 use crate::Error;
 
@@ -39,6 +40,9 @@ const RESERVED_PREFIX: &str = "/.well-known/spin/";
 /// An app that is ready to answer requests.
 pub struct HttpApp {
     name: Arc<str>,
+    /// The name that its operator knows it by.
+    account: Arc<Account>,
+    release: Option<u64>,
     version: Option<String>,
     routes: RouteTable<Route>,
     components: Vec<(ComponentId, Arc<Component>)>,
@@ -86,6 +90,7 @@ pub struct HttpAppBuilder<'engine> {
     account: Arc<Account>,
     tracker: TaskTracker,
     outcomes: Arc<Outcomes>,
+    release: Option<u64>,
     components: Vec<(ComponentId, Executor, Arc<Component>)>,
 }
 
@@ -99,7 +104,14 @@ impl<'engine> HttpAppBuilder<'engine> {
         account: Arc<Account>,
         tracker: TaskTracker,
     ) -> Self {
-        Self { engine, linkers, commons, account, tracker, outcomes: Arc::default(), components: Vec::new() }
+        let (outcomes, components) = (Arc::default(), Vec::new());
+        Self { engine, linkers, commons, account, tracker, outcomes, release: None, components }
+    }
+
+    /// Which release of the app this is, where there are releases.
+    #[must_use]
+    pub fn release(self, release: Option<u64>) -> Self {
+        Self { release, ..self }
     }
 
     /// Counts how requests end in `outcomes`, which outlives the app.
@@ -165,6 +177,8 @@ impl<'engine> HttpAppBuilder<'engine> {
         let (routes, _shadowed) = RouteTable::new(routes);
         let http_app = Arc::new(HttpApp {
             name: app.name.clone(),
+            account: self.account,
+            release: self.release,
             version: app.version.clone(),
             routes,
             components: self.components.into_iter().map(|(id, _, component)| (id, component)).collect(),
@@ -267,21 +281,66 @@ impl HttpApp {
             return Ok(self.answer_reserved(reserved));
         }
         let Some((_, route, matched)) = self.routes.find(uri.path()) else {
-            return Ok(status(StatusCode::NOT_FOUND));
+            return Ok(self.told(status(StatusCode::NOT_FOUND), None, &mut parts, &uri, connection));
         };
         match &route.target {
-            Target::Static(answer) => Ok(answer.response()),
+            Target::Static(answer) => {
+                Ok(self.told(answer.response(), Some(route), &mut parts, &uri, connection))
+            }
             Target::Component(component) => {
                 let max_body_bytes = max_body_bytes.min(component.max_request_body_bytes());
                 if content_length(&parts.headers).is_some_and(|length| length > max_body_bytes) {
-                    return Ok(status(StatusCode::PAYLOAD_TOO_LARGE));
+                    let response = status(StatusCode::PAYLOAD_TOO_LARGE);
+                    return Ok(self.told(response, Some(route), &mut parts, &uri, connection));
                 }
                 shape::check_headers(&parts.headers)?;
+                let trace = self.trace(component, Some(route), &mut parts, &uri, connection);
                 shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, connection);
                 parts.uri = uri.clone();
-                Ok(component.answer(http::Request::from_parts(parts, body)).await)
+                Ok(component.answer(http::Request::from_parts(parts, body), trace).await)
             }
         }
+    }
+
+    /// Begins to tell of a request that a component answers, if anybody listens.
+    fn trace(
+        &self,
+        component: &Component,
+        route: Option<&Route>,
+        parts: &mut request::Parts,
+        uri: &Uri,
+        connection: &Connection,
+    ) -> Option<Box<Trace>> {
+        let who = Answering {
+            app: self.account.shared_name(),
+            component: &component.grants.component,
+            release: self.release,
+            route: route.map(|route| route.headers.matched_route()),
+        };
+        Trace::begin(&who, parts, uri, connection)
+    }
+
+    /// Tells of a request that is answered without a guest, if anybody listens.
+    fn told(
+        &self,
+        response: http::Response<ResponseBody>,
+        route: Option<&Route>,
+        parts: &mut request::Parts,
+        uri: &Uri,
+        connection: &Connection,
+    ) -> http::Response<ResponseBody> {
+        if wisp_telemetry::export().is_some() {
+            let who = Answering {
+                app: self.account.shared_name(),
+                component: &Arc::default(),
+                release: self.release,
+                route: route.map(|route| route.headers.matched_route()),
+            };
+            if let Some(trace) = Trace::begin(&who, parts, uri, connection) {
+                trace.end_without_guest(response.status());
+            }
+        }
+        response
     }
 
     fn answer_reserved(&self, name: &str) -> http::Response<ResponseBody> {
@@ -319,9 +378,10 @@ impl HttpApp {
                     return Err(wasmtime_wasi_http::Error::DestinationNotFound);
                 };
                 let uri = shape::absolute_uri(&parts.uri, &HeaderMap::new(), &connection).map_err(invalid)?;
+                let trace = self.trace(component, None, &mut parts, &uri, &connection);
                 shape::add_local_headers(&mut parts.headers, &uri, &connection);
                 parts.uri = uri;
-                component.answer(http::Request::from_parts(parts, body)).await
+                component.answer(http::Request::from_parts(parts, body), trace).await
             }
             LocalTarget::Route => {
                 let uri = shape::absolute_uri(&self_uri(&parts.uri), &HeaderMap::new(), &connection)
@@ -333,9 +393,10 @@ impl HttpApp {
                         let Target::Component(component) = &route.target else {
                             return Ok(status(StatusCode::NOT_FOUND).map(ResponseBody::into_wasi));
                         };
+                        let trace = self.trace(component, Some(route), &mut parts, &uri, &connection);
                         shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, &connection);
                         parts.uri = uri.clone();
-                        component.answer(http::Request::from_parts(parts, body)).await
+                        component.answer(http::Request::from_parts(parts, body), trace).await
                     }
                 }
             }

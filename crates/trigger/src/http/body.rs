@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,8 +18,16 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::WasiBody;
 use wisp_engine::{Ledger, Usage};
+use wisp_telemetry::trace::TraceId;
 
-use super::{HttpApp, account::Outcome, component::Component, front::Observed, guest::Guest};
+use super::{
+    HttpApp,
+    account::{Outcome, wait},
+    component::Component,
+    front::{Observed, Used},
+    guest::Guest,
+    trace::Trace,
+};
 
 /// A guest that is handling a request, until it has nothing more to do.
 pub(super) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), GuestFailed>> + Send>>;
@@ -74,19 +82,31 @@ struct Exchange {
     is_abandoned: AtomicBool,
     usage: Usage,
     component: Arc<Component>,
+    /// What is told of the request when it is over, if anything is.
+    trace: Option<Box<Trace>>,
+    /// How the request ended, as a place in [`Outcome::ALL`], once it has, and how long the
+    /// guest waited until then.
+    outcome: AtomicU8,
+    wait_ns: AtomicU64,
 }
+
+/// There is no outcome yet.
+const GOES_ON: u8 = u8::MAX;
 
 /// What a guest answered, or why there will be no answer.
 pub(super) type GuestResponse = Result<http::Response<WasiBody>, String>;
 
 impl Reply {
-    pub(super) fn new(component: &Arc<Component>) -> Self {
+    pub(super) fn new(component: &Arc<Component>, trace: Option<Box<Trace>>) -> Self {
         Self(Arc::new(Exchange {
             response: Mutex::default(),
             watcher: AtomicWaker::new(),
             is_abandoned: AtomicBool::new(false),
             usage: Usage::default(),
             component: component.clone(),
+            trace,
+            outcome: AtomicU8::new(GOES_ON),
+            wait_ns: AtomicU64::new(0),
         }))
     }
 
@@ -125,6 +145,50 @@ impl Reply {
     /// The component that is to answer.
     pub(super) fn component(&self) -> &Arc<Component> {
         &self.0.component
+    }
+
+    /// What is told of the request when it is over, if anything is.
+    pub(super) fn trace(&self) -> Option<&Trace> {
+        self.0.trace.as_deref()
+    }
+
+    /// Does something on behalf of the request.
+    pub(super) fn in_scope<T>(&self, work: impl FnOnce() -> T) -> T {
+        match self.trace() {
+            None => work(),
+            Some(trace) => trace.scope().run(work),
+        }
+    }
+
+    /// The trace that the request is part of.
+    pub(super) fn trace_id(&self) -> Option<TraceId> {
+        self.trace()?.scope().context().map(|context| context.trace_id)
+    }
+
+    /// The request is over.
+    pub(super) fn set_end(&self, outcome: Outcome, wait: Duration) {
+        let wait_ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        self.0.wait_ns.store(wait_ns, Ordering::Relaxed);
+        self.0.outcome.store(outcome as u8, Ordering::Release);
+    }
+
+    /// What the request used so far; it took this long.
+    pub(super) fn used(&self, total: Duration) -> Used {
+        let Exchange { usage, component, outcome, wait_ns, .. } = &*self.0;
+        let outcome = Outcome::ALL.get(usize::from(outcome.load(Ordering::Acquire))).copied();
+        Used {
+            component: component.grants.component.clone(),
+            outcome,
+            cpu: usage.cpu(),
+            instantiate: usage.instantiate(),
+            wait: match outcome {
+                Some(_) => Duration::from_nanos(wait_ns.load(Ordering::Relaxed)),
+                None => wait(total, usage),
+            },
+            queue: usage.queue(),
+            peak_memory_bytes: usage.peak_memory_bytes(),
+            request_bytes: usage.request_bytes(),
+        }
     }
 
     /// For the instance that serves this request.

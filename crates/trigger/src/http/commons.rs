@@ -97,6 +97,11 @@ impl Commons {
         account
     }
 
+    /// The account of an app, if it ever had one.
+    pub fn known_account(&self, name: &str) -> Option<Arc<Account>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     /// Forgets an app that is gone, and its sums.
     pub fn forget(&self, name: &str) {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner).remove(name);

@@ -23,6 +23,7 @@ use super::{
     commons::Commons,
     executor::{Entry, Failure},
     guest::Guest,
+    trace::{Trace, Watch},
 };
 use crate::Error;
 
@@ -203,26 +204,40 @@ impl Component {
     }
 
     /// Answers a request. Infallible: what goes wrong becomes a status.
+    /// What it has to tell, `trace` tells.
     pub(super) async fn answer(
         self: &Arc<Self>,
         mut request: http::Request<RequestBody>,
+        trace: Option<Box<Trace>>,
     ) -> http::Response<ResponseBody> {
         let permit = match self.gate.admit().await {
             Ok(permit) => permit,
             Err(Full) => {
                 self.totals.refuse();
-                return self.refuse();
+                let response = self.refuse();
+                if let Some(trace) = trace {
+                    trace.end_without_guest(response.status());
+                }
+                return response;
             }
         };
         let is_bodiless_method = request.method() == http::Method::HEAD;
-        let reply = Reply::new(self);
+        let reply = Reply::new(self, trace);
+        if let Some(watch) = request.extensions().get::<Watch>() {
+            // A request is answered once.
+            drop(watch.reply.set(reply.clone()));
+        }
         request.body_mut().count(&reply, self.limits.max_request_body_bytes);
-        let future: GuestFuture = {
+        let guest = {
             let reply = reply.clone();
-            Box::pin(async move {
+            async move {
                 let _place = permit;
                 reply.component().run(request, &reply).await
-            })
+            }
+        };
+        let future: GuestFuture = match reply.trace() {
+            None => Box::pin(guest),
+            Some(trace) => Box::pin(trace.scope().wrap(guest)),
         };
         let mut guest = Guest::new(&reply, future);
 

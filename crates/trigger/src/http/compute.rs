@@ -355,7 +355,9 @@ impl Task {
         self.reply.component().count_cpu(cpu_ns);
         let outcome = match polled {
             Ok(Poll::Ready(outcome)) => Some(outcome),
-            Ok(Poll::Pending) => self.reply.component().check_cpu(used_ns).err().map(Err),
+            Ok(Poll::Pending) => {
+                self.reply.in_scope(|| self.reply.component().check_cpu(used_ns)).err().map(Err)
+            }
             Err(_panic) => Some(Err(GuestFailed::Failed)),
         };
         if outcome.is_some() || self.is_cancelled.load(Ordering::SeqCst) {

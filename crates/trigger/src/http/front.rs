@@ -5,14 +5,9 @@
 //! server without a [`Front`] and an [`Observer`] pays nothing for either.
 
 use std::{
-    fmt,
-    hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -23,10 +18,13 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
+use wisp_telemetry::trace::{RequestId, TraceId};
 
 use super::{
+    account::Outcome,
     apps::host_name,
-    body::{BodyError, ResponseBody},
+    body::{BodyError, Reply, ResponseBody},
+    trace::Watch,
 };
 
 /// The header by which a client learns the id of its request.
@@ -100,23 +98,40 @@ pub struct Access {
     pub duration: Duration,
     /// The response was sent to its end.
     pub is_complete: bool,
+    /// The trace that it is part of, if it is part of one.
+    pub trace_id: Option<TraceId>,
+    /// What its guest used, if it met one.
+    pub used: Option<Used>,
 }
 
-/// Rounds after which a shuffled number tells nothing of what it was.
-const SHUFFLE_ROUNDS_COUNT: u8 = 4;
-
-/// The lower half of a number.
-const LOW_HALF: u64 = u32::MAX as u64;
-
-/// Names a request. Requests carry it in their extensions if there is an [`Observer`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId(u64);
+/// What a request used. A guest that goes on after its response is not at its end yet.
+#[derive(Clone, Debug)]
+pub struct Used {
+    /// The component.
+    pub component: Arc<str>,
+    /// How it ended, if it has.
+    pub outcome: Option<Outcome>,
+    /// CPU time of the guest and the host functions that it called.
+    pub cpu: Duration,
+    /// Time to make the instance; zero for one that was there.
+    pub instantiate: Duration,
+    /// Time that the guest waited for host calls, or for its client.
+    pub wait: Duration,
+    /// Time that the guest could have run while others had their turn.
+    pub queue: Duration,
+    /// The most linear memory that the instance had.
+    pub peak_memory_bytes: u64,
+    /// Bytes of the request's body that the guest took.
+    pub request_bytes: u64,
+}
 
 /// A body with the record of its request, which is handed in when it ends.
 pub(super) struct Observed {
     body: ResponseBody,
     observer: Arc<dyn Observer>,
     start: Instant,
+    /// Where the guest is found, if the request met one.
+    reply: Arc<OnceLock<Reply>>,
     /// `None` once it was handed in.
     access: Option<Access>,
 }
@@ -125,34 +140,8 @@ pub(super) struct Observed {
 pub(super) struct Observation {
     observer: Arc<dyn Observer>,
     start: Instant,
+    reply: Arc<OnceLock<Reply>>,
     access: Access,
-}
-
-impl RequestId {
-    /// A number that no other request of this process has, and hardly one of another.
-    fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Another one in each process, so that a restart repeats no id.
-        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self(shuffled(NEXT.fetch_add(1, Ordering::Relaxed), &KEY))
-    }
-}
-
-/// A number in the place of another: no two have the same, and without the key nobody can tell
-/// how far apart two were. A count would tell each app how often all others are asked. (A
-/// Feistel network, whose function is the standard library's keyed hash.)
-fn shuffled(number: u64, key: &RandomState) -> u64 {
-    let (mut left, mut right) = (number >> 32, number & LOW_HALF);
-    for round in 0..SHUFFLE_ROUNDS_COUNT {
-        (left, right) = (right, left ^ (key.hash_one((round, right)) & LOW_HALF));
-    }
-    left << 32 | right
-}
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:016x}", self.0)
-    }
 }
 
 impl Observation {
@@ -162,14 +151,16 @@ impl Observation {
         request: &mut Request<Incoming>,
         arrival: Arrival,
     ) -> Self {
-        let id = RequestId::next();
-        request.extensions_mut().insert(id);
+        let id = RequestId::new();
+        let reply = Arc::new(OnceLock::new());
+        request.extensions_mut().insert(Watch { id, reply: reply.clone() });
         let host = host_name(request.uri(), request.headers())
             .and_then(|host| std::str::from_utf8(host).ok())
             .map(Box::from);
         Self {
             observer,
             start: Instant::now(),
+            reply,
             access: Access {
                 id,
                 arrival,
@@ -180,6 +171,8 @@ impl Observation {
                 response_bytes: 0,
                 duration: Duration::ZERO,
                 is_complete: false,
+                trace_id: None,
+                used: None,
             },
         }
     }
@@ -188,9 +181,11 @@ impl Observation {
     pub(super) fn follow(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
         self.access.status = response.status();
         let id = HeaderValue::try_from(self.access.id.to_string());
-        let (observer, start, access) = (self.observer, self.start, Some(self.access));
-        let mut response =
-            response.map(|body| ResponseBody::Observed(Box::new(Observed { body, observer, start, access })));
+        let Self { observer, start, reply, access } = self;
+        let mut response = response.map(|body| {
+            let access = Some(access);
+            ResponseBody::Observed(Box::new(Observed { body, observer, start, reply, access }))
+        });
         if let Ok(id) = id {
             response.headers_mut().entry(REQUEST_ID).or_insert(id);
         }
@@ -201,8 +196,14 @@ impl Observation {
 impl Observed {
     fn finish(&mut self, is_complete: bool) {
         if let Some(mut access) = self.access.take() {
+            // The guest goes with its response, unless it has more to do: its bill is made.
+            self.body = ResponseBody::Empty;
             access.duration = self.start.elapsed();
             access.is_complete = is_complete;
+            if let Some(reply) = self.reply.get() {
+                access.trace_id = reply.trace_id();
+                access.used = Some(reply.used(access.duration));
+            }
             self.observer.observe(access);
         }
     }
@@ -252,21 +253,4 @@ pub(super) async fn serve(
         .call(request, arrival)
         .await
         .map(|body| ResponseBody::Service(body.map_err(BodyError::Service).boxed_unsync()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn ids_differ_and_tell_no_distance() {
-        let key = RandomState::new();
-        let ids: Vec<u64> = (0..10_000).map(|number| shuffled(number, &key)).collect();
-        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
-        let distances: HashSet<u64> = ids.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
-        assert!(distances.len() > 9_990, "{}", distances.len());
-        assert_ne!(shuffled(1, &key), shuffled(1, &RandomState::new()));
-    }
 }

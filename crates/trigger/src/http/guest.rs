@@ -122,7 +122,8 @@ impl Guest {
                     bill.polls_count = bill.polls_count.saturating_add(1);
                     let used_ns = bill.reply.usage().add_cpu_ns(cpu_ns);
                     if polled.is_pending() {
-                        if let Err(failed) = bill.reply.component().check_cpu(used_ns) {
+                        let checked = bill.reply.in_scope(|| bill.reply.component().check_cpu(used_ns));
+                        if let Err(failed) = checked {
                             Poll::Ready(Err(failed))
                         } else if is_used_up {
                             // Those of its kind that come next should not begin here, each
@@ -202,7 +203,7 @@ impl Guest {
     pub(super) fn add_response_bytes(&mut self, bytes: u64) -> bool {
         let Some(bill) = &mut self.bill else { return true };
         bill.response_bytes = bill.response_bytes.saturating_add(bytes);
-        if bill.reply.component().allows_response(bill.response_bytes) {
+        if bill.reply.in_scope(|| bill.reply.component().allows_response(bill.response_bytes)) {
             return true;
         }
         bill.outcome = Some(Outcome::ResponseSize);
@@ -262,6 +263,10 @@ impl Drop for Bill {
         };
         let component = self.reply.component();
         component.totals.enter(&record, usage);
+        if let Some(trace) = self.reply.trace() {
+            self.reply.set_end(record.outcome, wait(record.total, usage));
+            trace.end(self.status, &record, usage);
+        }
         component.commons.shares.count(&component.account, &component.totals, self.cpu_here_ns);
         // Off unless asked for: `WISP_LOG=wisp::request=debug`.
         if tracing::enabled!(target: "wisp::request", tracing::Level::DEBUG) {

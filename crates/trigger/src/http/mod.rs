@@ -18,14 +18,15 @@ mod server;
 mod shape;
 mod share;
 mod tls;
+mod trace;
 
-pub use account::{Account, DEFAULT_WEIGHT, Outcome, Sums};
+pub use account::{Account, DEFAULT_WEIGHT, DURATION_BOUNDS, Outcome, Sums};
 pub use admission::AdmissionLimits;
 pub use app::{CutOff, HttpApp, HttpAppBuilder};
 pub use apps::{Apps, Found, IDLE_SWEEP, OneApp, Refusal, host_name};
 pub use commons::{Commons, CommonsSettings};
 pub use component::{ComponentLimits, ComponentSpec};
-pub use front::{Access, Arrival, Decision, Front, Observer, RequestId, Service, ServiceBody};
+pub use front::{Access, Arrival, Decision, Front, Observer, Service, ServiceBody, Used};
 pub use listener::Listener;
 pub use outcomes::Outcomes;
 pub use server::{Ending, Server, ServerConfig};

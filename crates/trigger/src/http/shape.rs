@@ -50,6 +50,11 @@ pub(super) struct RouteHeaders {
 }
 
 impl RouteHeaders {
+    /// The route, as the manifest writes it.
+    pub(super) fn matched_route(&self) -> &HeaderValue {
+        &self.matched_route
+    }
+
     pub(super) fn of(route: &RoutePattern) -> Self {
         Self {
             matched_route: value(route.as_str()),

@@ -3,6 +3,7 @@
 
 mod authority;
 mod cloud;
+mod collector;
 mod dns;
 mod http1;
 mod http2;
@@ -31,6 +32,7 @@ use tempfile::TempDir;
 pub(crate) use self::{
     authority::{Authority, MovedClock},
     cloud::{Cloud, Person, Running as RunningCloud, json_of, try_request},
+    collector::{Collector, attribute, attributes},
     dns::NameServer,
     http1::{Connection, Response, query, seen_header},
     http2::{Client, body, channel, empty, runtime},

@@ -99,6 +99,15 @@ impl Apps {
     }
 
     pub(crate) fn serve(&self, arguments: &[&str]) -> Serving {
+        self.serve_with(arguments, |_| {})
+    }
+
+    /// The same with what else the process gets.
+    pub(crate) fn serve_with(
+        &self,
+        arguments: &[&str],
+        prepare: impl FnOnce(&mut std::process::Command),
+    ) -> Serving {
         let mut command = wisp();
         command.arg("serve").arg("--apps").arg(self.path("apps"));
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
@@ -108,6 +117,7 @@ impl Apps {
         command.arg("--log-dir").arg(self.path("logs"));
         command.arg("--image-dir").arg(&self.cache_dir).args(arguments);
         command.env("HOME", self.folder.path());
+        prepare(&mut command);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = Output::of(child.stdout.take().unwrap());

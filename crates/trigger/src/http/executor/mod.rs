@@ -7,7 +7,7 @@ mod wagi;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use wasmtime::{
@@ -301,7 +301,11 @@ async fn instance<P>(
         }
         _ => None,
     };
-    reply.usage().set_instantiate(start.elapsed());
+    let took = start.elapsed();
+    reply.usage().set_instantiate(took);
+    if let Some(trace) = reply.trace() {
+        trace.scope().note("instantiate", SystemTime::now() - took);
+    }
     Ok(Instance { store, proxy, served_count: 0, rewinder })
 }
 
