@@ -30,7 +30,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const WIDTH_COLUMNS: usize = 80;
 
 /// How much of that the other columns leave for an app's name.
-const NAME_COLUMNS: usize = 22;
+const NAME_COLUMNS: usize = 20;
 
 /// Lines above the table's rows.
 const HEAD_LINES: usize = 3;
@@ -269,8 +269,8 @@ fn quantile(buckets: &[DurationBucket], share: f64) -> Option<u64> {
 fn write_table(server: &str, now_s: u64, rows: &[Row], shows_team: bool) -> String {
     let sum = |read: fn(&Row) -> f64| rows.iter().map(read).sum::<f64>();
     let apps = if rows.len() == 1 { "app" } else { "apps" };
-    let mut text = format!(
-        "{:02}:{:02}:{:02}  {} {apps}  {} requests/s  {} errors/s  {:.2} cores  {server}\n\n",
+    let head = format!(
+        "{:02}:{:02}:{:02}  {} {apps}  {} requests/s  {} errors/s  {:.2} cores  {server}",
         now_s / 3_600 % 24,
         now_s / 60 % 60,
         now_s % 60,
@@ -279,6 +279,7 @@ fn write_table(server: &str, now_s: u64, rows: &[Row], shows_team: bool) -> Stri
         rate(sum(|row| row.errors_per_s)),
         sum(|row| row.cpu_cores),
     );
+    let mut text = format!("{}\n\n", truncate_str(&head, WIDTH_COLUMNS, "…"));
     let mut line = |columns: [&str; 9]| {
         let [app, state, rest @ ..] = columns;
         let app = truncate_str(app, NAME_COLUMNS, "…");
@@ -428,10 +429,10 @@ mod tests {
         );
         Sort::Requests.apply(&mut rows);
         let text = write_table("http://localhost:3900", 45_296, &rows, true);
-        assert!(text.lines().skip(1).all(|line| measure_text_width(line) <= WIDTH_COLUMNS), "{text}");
+        assert!(text.lines().all(|line| measure_text_width(line) <= WIDTH_COLUMNS), "{text}");
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("12:34:56  2 apps  9000k requests/s"), "{text}");
-        assert!(lines[HEAD_LINES].starts_with("a-team-with-a-name/an…"), "{text}");
+        assert!(lines[HEAD_LINES].starts_with("a-team-with-a-name/…"), "{text}");
         Sort::Name.apply(&mut rows);
         assert_eq!(rows[1].usage.app, "x/b");
     }

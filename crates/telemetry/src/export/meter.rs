@@ -23,8 +23,9 @@ use opentelemetry_sdk::{
 use super::{batch::Health, own_scope};
 use crate::metrics::{Figure, Kind, Metrics};
 
-/// For how long figures that were read serve all instruments: one export asks each.
-const FRESH: Duration = Duration::from_millis(200);
+/// For how long figures that were read serve all instruments: one export asks each, one
+/// right after the other.
+const FRESH: Duration = Duration::from_millis(10);
 
 /// An exporter that says how it goes.
 pub(super) struct Reported {
@@ -145,6 +146,8 @@ pub(super) fn observe(provider: &SdkMeterProvider, read: Read) {
             }
         }
     }
+    // What is there now is not what will be exported.
+    *snapshot.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
 /// Gives each figure of a family with its attributes.
