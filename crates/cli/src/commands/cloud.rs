@@ -47,7 +47,7 @@ pub(crate) enum Cloud {
     Audit(audit::Audit),
     /// Show what an app logged.
     Logs(logs::Logs),
-    /// Show what the apps of a team are doing, and go on with it until Ctrl-C.
+    /// Show what the apps of a team are doing.
     Top(top::Top),
     /// Send a request to the server's API.
     Api(api::Api),

@@ -34,7 +34,7 @@ const ABOUT_ONESELF: [&str; 2] = ["list_teams", "whoami"];
 const ONES_OWN: [&str; 4] = ["create_token", "list_tokens", "own_link", "remove_token"];
 
 /// What a viewer may do in the team.
-const VIEWER_MAY: [&str; 15] = [
+const VIEWER_MAY: [&str; 16] = [
     "get_app",
     "get_operation",
     "get_release",
@@ -49,6 +49,7 @@ const VIEWER_MAY: [&str; 15] = [
     "list_resources",
     "list_variables",
     "logs",
+    "team_usage",
     "whoami",
 ];
 

@@ -262,7 +262,7 @@ fn error_of(status: u16, outcome: Option<Outcome>) -> Option<&'static str> {
             502 => Some("502"),
             503 => Some("503"),
             504 => Some("504"),
-            500.. => Some("5xx"),
+            other if other > 500 => Some("5xx"),
             _ => None,
         },
         Some(outcome) => Some(outcome.name()),
