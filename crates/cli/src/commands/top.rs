@@ -324,9 +324,9 @@ fn rate(value: f64) -> String {
 fn duration(us: Option<u64>) -> String {
     match us {
         None => "-".to_owned(),
-        Some(us @ ..1_000) => format!("{us}µs"),
-        Some(us @ ..100_000) => format!("{:.1}ms", us as f64 / 1e3),
-        Some(us @ ..1_000_000) => format!("{:.0}ms", us as f64 / 1e3),
+        Some(us @ 0..1_000) => format!("{us}µs"),
+        Some(us @ 1_000..100_000) => format!("{:.1}ms", us as f64 / 1e3),
+        Some(us @ 100_000..1_000_000) => format!("{:.0}ms", us as f64 / 1e3),
         Some(us) => format!("{:.1}s", us as f64 / 1e6),
     }
 }
@@ -334,8 +334,8 @@ fn duration(us: Option<u64>) -> String {
 fn size(bytes: u64) -> String {
     match bytes {
         0 => "-".to_owned(),
-        ..1_048_576 => format!("{}K", bytes >> 10),
-        ..10_737_418_240 => format!("{}M", bytes >> 20),
+        1..1_048_576 => format!("{}K", bytes >> 10),
+        1_048_576..10_737_418_240 => format!("{}M", bytes >> 20),
         _ => format!("{}G", bytes >> 30),
     }
 }
