@@ -62,9 +62,10 @@ pub use description::{
 };
 pub use error::{Error, Result};
 pub use platform::{
-    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, DurationBucket, GrantedFile, Grants, Kept,
-    LinkedResource, LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformErrorKind,
-    PlatformResult, Repository, Resource, ResourceKind, Snapshot, SqlAnswer, SqlStatement, VariableValue,
+    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, DurationBucket,
+    GrantedFile, Grants, Kept, LinkedResource, LogQuery, LogRecord, LogStream, Platform, PlatformError,
+    PlatformErrorKind, PlatformResult, Repository, Resource, ResourceKind, Snapshot, SqlAnswer, SqlStatement,
+    VariableValue,
 };
 pub use policy::Policy;
 pub use seal::ENVELOPE_KEY_VARIABLE;

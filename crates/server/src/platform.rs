@@ -27,9 +27,9 @@ use wisp_capability::{
     variables::Value,
 };
 use wisp_control::{
-    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants, ImageDescription,
-    Kept, LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult, Repository,
-    Resource, ResourceKind, SqlAnswer, SqlStatement,
+    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, Grants,
+    ImageDescription, Kept, LogQuery, LogStream, Platform, PlatformError, PlatformErrorKind, PlatformResult,
+    Repository, Resource, ResourceKind, SqlAnswer, SqlStatement,
     model::{CertificateStatus, GarbageItem},
     names::{AppId, Digest, Host, ReleaseNumber, TeamName},
 };

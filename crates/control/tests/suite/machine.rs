@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
 use rusqlite::types::ValueRef;
 use wisp_control::{
-    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription, Kept,
-    LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformResult, Repository, Resource,
+    AppHealth, AppKey, AppUsage, ByteStream, Change, ChangeKind, Deployment, DomainProof, ImageDescription,
+    Kept, LogQuery, LogRecord, LogStream, Platform, PlatformError, PlatformResult, Repository, Resource,
     ResourceKind, SqlAnswer, SqlStatement,
     model::{CertificateStatus, GarbageItem, GarbageKind},
     names::{AppId, ChangeNumber, Digest, Host, ReleaseNumber, ResourceId, TeamName},

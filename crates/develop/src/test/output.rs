@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use wisp_capability::wasi::{LogReceiver, StandardStream};
+use wisp_capability::wasi::{LineSource, LogReceiver, StandardStream};
 use wisp_node::TEST_COMPONENT_ID;
 
 /// How much one test's components may write before the rest is dropped: it is held in
@@ -68,15 +68,15 @@ impl Output {
 }
 
 impl LogReceiver for Outputs {
-    fn receive(&self, app: &str, component: &str, stream: StandardStream, lines: &[u8]) {
+    fn receive(&self, source: &LineSource<'_>, lines: &[u8]) {
         let mut by_test = self.by_test();
-        let output = by_test.entry(app.to_owned()).or_default();
+        let output = by_test.entry(source.app.to_owned()).or_default();
         let lines = &lines[..lines.len().min(MAX_BYTES - output.bytes)];
         output.bytes += lines.len();
-        if component == TEST_COMPONENT_ID {
+        if source.component == TEST_COMPONENT_ID {
             output.of_test.extend_from_slice(lines);
         } else {
-            output.lines.push((stream, lines.to_vec()));
+            output.lines.push((source.stream, lines.to_vec()));
         }
     }
 }
