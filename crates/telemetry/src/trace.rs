@@ -635,7 +635,8 @@ mod tests {
         let key = RandomState::new();
         let ids: Vec<u64> = (0..10_000).map(|number| shuffled(number, &key)).collect();
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
-        let distances: std::collections::HashSet<u64> = ids.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+        let distances: std::collections::HashSet<u64> =
+            ids.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
         assert!(distances.len() > 9_990, "{}", distances.len());
         assert_ne!(shuffled(1, &key), shuffled(1, &RandomState::new()));
     }
