@@ -1,5 +1,6 @@
 //! Bodies on their way between guest and network.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
@@ -17,12 +20,18 @@ use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 use super::client::network_error;
 use super::pool::Lease;
 
+/// How much of a body that is not sent is taken from a guest, in bytes: a guest that ends
+/// its body with nothing in it needs none.
+const MAX_DISCARDED_BYTES: usize = 64 * 1024;
+
 /// A request's body as hyper sends it. Tells when it was sent to its end, or
 /// why its guest broke it off: hyper hands such an error back only as text.
 pub(super) struct RequestBody {
     body: WasiBody,
     /// Unset for a body that was empty from the start.
     watched: Option<Watched>,
+    /// Whether any of it was asked for.
+    is_begun: bool,
 }
 
 struct Watched {
@@ -54,12 +63,12 @@ impl RequestBody {
     /// There is no end to learn of if the body is empty.
     pub(super) fn new(body: WasiBody) -> (Self, Option<RequestEnd>) {
         if body.is_end_stream() {
-            return (Self { body, watched: None }, None);
+            return (Self { body, watched: None, is_begun: false }, None);
         }
         let is_done = Arc::new(AtomicBool::new(false));
         let (end, result) = oneshot::channel();
         let watched = Watched { is_done: is_done.clone(), end: Some(end) };
-        (Self { body, watched: Some(watched) }, Some(RequestEnd { is_done, result }))
+        (Self { body, watched: Some(watched), is_begun: false }, Some(RequestEnd { is_done, result }))
     }
 
     fn finish(&mut self, result: Result<(), HttpError>) {
@@ -76,8 +85,26 @@ impl Drop for RequestBody {
     fn drop(&mut self) {
         // Not every body is sent to its end: one of unknown length is not sent
         // at all with a `GET`, and the connection is as good as before.
-        if let Some(watched) = &self.watched {
-            watched.is_done.store(true, Ordering::Release);
+        let Some(watched) = &self.watched else { return };
+        watched.is_done.store(true, Ordering::Release);
+        if !self.is_begun
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let nothing = Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync();
+            runtime.spawn(discard(std::mem::replace(&mut self.body, nothing)));
+        }
+    }
+}
+
+/// Takes what a guest writes into a body that is not sent. The guest may not even have
+/// ended it when the response is there, and has done nothing wrong: a stream that is
+/// closed under its hands would look to it like a lost connection.
+async fn discard(mut body: WasiBody) {
+    let mut taken_bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        taken_bytes += frame.data_ref().map_or(0, Bytes::len);
+        if taken_bytes > MAX_DISCARDED_BYTES {
+            break;
         }
     }
 }
@@ -90,6 +117,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        self.is_begun = true;
         match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {

@@ -215,6 +215,21 @@ async fn a_body_that_turns_out_empty_does_not_cost_the_connection() {
 }
 
 #[tokio::test]
+async fn what_a_guest_writes_into_a_body_that_is_not_sent_is_taken_from_it() {
+    let server = Server::hello().await;
+    let guest = Guest::default();
+    let (writer, body) = channel();
+    let response = guest.send(request(&server.url(), body), RequestOptions::default()).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    let piece = || Ok(Frame::data(Bytes::from_static(&[0; 1024])));
+    for _ in 0..2 {
+        writer.send(piece()).await.unwrap();
+    }
+    // To an end: nobody may write forever what nobody reads.
+    while writer.send(piece()).await.is_ok() {}
+}
+
+#[tokio::test]
 async fn connections_are_not_reused_where_that_is_off() {
     let server = Server::hello().await;
     let guest = Guest::new(&Settings { connection_pooling: false, ..Settings::default() });
