@@ -115,7 +115,7 @@ pub fn app_metrics(commons: &Commons) -> Metrics {
 pub struct AppUsage {
     /// The app, by the name that its operator knows it by.
     pub app: String,
-    /// One word: how it is, as [health](crate::health) says it.
+    /// One word: how it is, as `GET /health` says it.
     pub state: &'static str,
     /// Requests that were answered with a status of 500 or above.
     pub failed_count: u64,
