@@ -18,7 +18,7 @@
 //! denied function could have made, or to constructors, of which the denied interfaces
 //! have none.
 //!
-//! Of an error type the case is taken that says it best ([`REFUSALS`]); where it carries
+//! Of an error type the case is taken that says it best (`REFUSALS`); where it carries
 //! a text, the text says `access denied` and which permission is not inherited.
 //!
 //! # How it is made
