@@ -267,7 +267,8 @@ fn quantile(buckets: &[DurationBucket], share: f64) -> Option<u64> {
 }
 
 fn write_table(server: &str, now_s: u64, rows: &[Row], shows_team: bool) -> String {
-    let sum = |read: fn(&Row) -> f64| rows.iter().map(read).sum::<f64>();
+    // The sum of nothing is -0.0.
+    let sum = |read: fn(&Row) -> f64| rows.iter().map(read).sum::<f64>() + 0.0;
     let apps = if rows.len() == 1 { "app" } else { "apps" };
     let head = format!(
         "{:02}:{:02}:{:02}  {} {apps}  {} requests/s  {} errors/s  {:.2} cores  {server}",
@@ -417,6 +418,12 @@ mod tests {
         // The server was started anew in between.
         let row = super::row(Some(&usage("a", 300)), &usage("a", 5), Duration::from_secs(2));
         assert_eq!(row.requests_per_s, 0.0);
+    }
+
+    #[test]
+    fn no_apps_use_no_cores() {
+        let text = write_table("http://localhost:3900", 0, &[], false);
+        assert!(text.starts_with("00:00:00  0 apps  0 requests/s  0 errors/s  0.00 cores"), "{text}");
     }
 
     #[test]
