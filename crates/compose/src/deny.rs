@@ -44,7 +44,7 @@ use wit_parser::{
 
 use crate::{
     Code, Error, Permissions, guarded,
-    permissions::{name, permission},
+    permissions::permission,
     read,
 };
 
@@ -193,7 +193,7 @@ impl<'a> Adapter<'a> {
             let WorldItem::Interface { id, .. } = item else { continue };
             let message = match permission(&resolve.name_world_key(key)) {
                 Some(needed) => {
-                    format!("access denied: this component does not inherit `{}`", name(needed))
+                    format!("access denied: this component does not inherit `{}`", needed.name())
                 }
                 None => "access denied".to_owned(),
             };

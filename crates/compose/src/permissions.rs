@@ -50,20 +50,7 @@ impl Permissions {
 
     /// Those that are among them, as a manifest names them.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.0.iter().map(|permission| name(*permission))
-    }
-}
-
-/// How a manifest names a permission.
-pub(crate) fn name(permission: Inheritable) -> &'static str {
-    match permission {
-        Inheritable::AiModels => "ai_models",
-        Inheritable::AllowedOutboundHosts => "allowed_outbound_hosts",
-        Inheritable::Environment => "environment",
-        Inheritable::Files => "files",
-        Inheritable::KeyValueStores => "key_value_stores",
-        Inheritable::SqliteDatabases => "sqlite_databases",
-        Inheritable::Variables => "variables",
+        self.0.iter().copied().map(Inheritable::name)
     }
 }
 

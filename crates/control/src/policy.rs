@@ -19,7 +19,7 @@ use toml::Spanned;
 use wisp_manifest::{
     RuntimeConfig,
     allowed_hosts::{AllowedHost, BlockedNetworks},
-    model::Limits,
+    model::{Limits, MAX_CPU_WEIGHT},
     runtime_config::{KeyValueBackend, SqliteBackend},
 };
 
@@ -35,9 +35,6 @@ pub const MAX_POLICY_BYTES: usize = 4 << 20;
 
 /// Entries of one list: each deploy walks them.
 pub const MAX_ENTRIES_COUNT: usize = 1_000;
-
-/// The largest `cpu_weight`: a hundred times the usual one, 100.
-const MAX_CPU_WEIGHT: u32 = 10_000;
 
 /// How a policy is called in messages when it came from nowhere.
 const UNNAMED: &str = "policy.toml";

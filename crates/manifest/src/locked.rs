@@ -739,7 +739,7 @@ impl LockedInherit {
             InheritConfiguration::All => Self::All,
             InheritConfiguration::None => Self::Some(Vec::new()),
             InheritConfiguration::Some(some) => {
-                Self::Some(some.iter().map(|permission| permission_name(*permission).to_owned()).collect())
+                Self::Some(some.iter().map(|permission| permission.name().to_owned()).collect())
             }
         }
     }
@@ -975,18 +975,6 @@ fn package_uri(
     match registry {
         Some(registry) => format!("package:{package}@{version}?registry={registry}"),
         None => format!("package:{package}@{version}"),
-    }
-}
-
-fn permission_name(permission: Inheritable) -> &'static str {
-    match permission {
-        Inheritable::AiModels => "ai_models",
-        Inheritable::AllowedOutboundHosts => "allowed_outbound_hosts",
-        Inheritable::Environment => "environment",
-        Inheritable::Files => "files",
-        Inheritable::KeyValueStores => "key_value_stores",
-        Inheritable::SqliteDatabases => "sqlite_databases",
-        Inheritable::Variables => "variables",
     }
 }
 

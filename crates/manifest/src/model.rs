@@ -426,6 +426,10 @@ pub struct Reuse {
     pub idle_timeout: Duration,
 }
 
+/// The largest weight of an app where apps compete for the CPU: a hundred times the usual
+/// one, 100.
+pub const MAX_CPU_WEIGHT: u32 = 10_000;
+
 /// Limits of a component. What is `None` is the operator's choice; what is
 /// given can only tighten it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -454,6 +458,21 @@ pub struct Limits {
     pub log_bytes: Option<u64>,
     /// How much the component may write to each of its logs in a second, in the long run.
     pub log_bytes_per_second: Option<u64>,
+}
+
+impl Inheritable {
+    /// How a manifest names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AiModels => "ai_models",
+            Self::AllowedOutboundHosts => "allowed_outbound_hosts",
+            Self::Environment => "environment",
+            Self::Files => "files",
+            Self::KeyValueStores => "key_value_stores",
+            Self::SqliteDatabases => "sqlite_databases",
+            Self::Variables => "variables",
+        }
+    }
 }
 
 impl Reuse {

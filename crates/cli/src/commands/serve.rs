@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use wisp_capability::wasi::logs::Follow;
 use wisp_engine::EngineConfig;
-use wisp_manifest::{RuntimeConfig, model::Reuse};
+use wisp_manifest::{
+    RuntimeConfig,
+    model::{MAX_CPU_WEIGHT, Reuse},
+};
 use wisp_node::{
     Admin, Allowed, AppSettings, AppsDirectory, Budget, HostName, Node, NodeSettings, Runtime,
     RuntimeSettings,
@@ -352,7 +355,7 @@ fn parse_weight(text: &str) -> Result<(HostName, u32), String> {
     let (host, weight) = parse_pair(text).map_err(|_| "expected HOST=WEIGHT".to_owned())?;
     let host = HostName::new(&host).map_err(|error| error.to_string())?;
     match weight.parse() {
-        Ok(weight @ 1..=10_000) => Ok((host, weight)),
-        _ => Err(format!("expected a weight from 1 to 10,000, not `{weight}`")),
+        Ok(weight @ 1..=MAX_CPU_WEIGHT) => Ok((host, weight)),
+        _ => Err(format!("expected a weight from 1 to {MAX_CPU_WEIGHT}, not `{weight}`")),
     }
 }
