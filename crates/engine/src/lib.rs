@@ -85,7 +85,7 @@ pub use image_store::ImageStore;
 pub use images::{MappedImage, MappedTotals};
 pub use limiter::{InstanceLimits, Limiter};
 pub use loader::{Engine, LoadedComponent, Origin, compile_file};
-pub use memory::{LentMemory, MemoryPool};
+pub use memory::{LentMemory, MemoryPool, OneThread};
 pub use priority::{lower_priority, prefer_short_slices};
 pub use rewind::Rewinder;
 pub use signature::{SigningKey, VerifyingKey};

@@ -458,7 +458,7 @@ impl Rewinder {
     /// Rewinds the instance, which must have answered its call without an error; its
     /// store's data is the caller's to replace. Answers false if it
     /// cannot be rewound; then it must not be used again.
-    pub async fn rewind<T: Send + 'static>(&self, store: &mut Store<T>) -> bool {
+    pub async fn rewind<T: Send + 'static>(&mut self, store: &mut Store<T>) -> bool {
         if self.tasks_count.is_some_and(|count| count != store.concurrent_state_table_size()) {
             return false;
         }
@@ -476,7 +476,7 @@ mod tests {
     use wasmtime::component::{ComponentNamedList, Lift, Linker, Lower};
 
     use super::*;
-    use crate::{Engine, EngineConfig, LoadedComponent};
+    use crate::{Engine, EngineConfig, LoadedComponent, OneThread};
 
     /// What is around the parts that a test is about.
     fn component(fields: &str, rest: &str) -> Vec<u8> {
@@ -586,6 +586,42 @@ mod tests {
             assert!(guest.is_new(at));
             assert_eq!(guest.call::<_, (u32,)>("read", (100_u32,)).0, u32::from(b'b'));
         }
+    }
+
+    /// Lets the guest run on this thread, in a run that may have been on others.
+    fn on(thread: &mut OneThread, mut work: impl FnMut()) {
+        let context = &mut Context::from_waker(Waker::noop());
+        assert!(thread.poll(std::pin::pin!(async { work() }), context).is_ready());
+    }
+
+    #[test]
+    fn pages_that_are_known_to_be_dirty_are_not_all() {
+        let mut guest = Guest::new(&component(GLOBALS, LIFTED));
+        // Some pages are written to for the first time, some again.
+        for at in (0..4_u32 << 16).step_by(10_007).chain((0..4_u32 << 16).step_by(7_001)) {
+            on(&mut OneThread::default(), || {
+                assert!(guest.is_new(at));
+                guest.call::<_, ()>("change", (at,));
+                assert!(guest.rewind());
+                assert!(guest.is_new(at));
+            });
+        }
+    }
+
+    #[test]
+    fn what_another_thread_wrote_is_no_fault_of_this_one() {
+        let mut guest = Guest::new(&component(GLOBALS, LIFTED));
+        let mut thread = OneThread::default();
+        on(&mut thread, || assert!(guest.rewind()));
+        let at = 3 << 16;
+        std::thread::scope(|scope| {
+            let elsewhere = || on(&mut thread, || guest.call::<_, ()>("change", (at,)));
+            scope.spawn(elsewhere).join().unwrap();
+        });
+        on(&mut thread, || {
+            assert!(guest.rewind());
+            assert!(guest.is_new(at));
+        });
     }
 
     #[test]

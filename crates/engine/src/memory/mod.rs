@@ -17,6 +17,9 @@
 //! - When an instance ends, the kernel is asked for *all* pages it wrote to
 //!   ([`dirty_pages`]); each is copied back from the image or cleared and stays
 //!   mapped. The next request that takes the slot causes no page fault.
+//! - An instance that is rewound stays on its thread as a rule, and that thread has no
+//!   faults as a rule: then the same pages are dirty as the last time, and the kernel
+//!   is not asked ([`faults`]).
 //!
 //! # Life of a slot
 //!
@@ -25,10 +28,12 @@
 //! or too many are idle.
 
 mod dirty_pages;
+mod faults;
 mod pool;
 pub(crate) mod snapshot;
 mod stack;
 
+pub use faults::OneThread;
 pub(crate) use pool::{Creator, MemoryImage, MemoryPools, Place};
 pub use pool::{LentMemory, MemoryPool};
 pub(crate) use stack::StackPool;

@@ -313,7 +313,7 @@ async fn instance<P>(
 /// author said so, else rewound.
 async fn keep<P>(pool: &ReusePool<P>, component: &Component, mut instance: Instance<P>) {
     if pool.rewinds() {
-        let Some(rewinder) = &instance.rewinder else { return };
+        let Some(rewinder) = &mut instance.rewinder else { return };
         let store = &mut instance.store;
         let leaves_handles = !store.data().holds_nothing();
         if !pool.is_wanted(instance.served_count)
