@@ -34,8 +34,8 @@ use crate::diagnostics::{Diagnostics, Rule, Subject};
 use crate::load::Checked;
 use crate::model::{
     App, Component, Dependency, DependencySource, Executor, FileMount, FreeTable, HttpRoute, HttpTarget,
-    InheritConfiguration, Inheritable, Limits, MiddlewareSource, RegistryPackage, Source, Target, Trigger,
-    TriggerKind, Variable, WagiSettings,
+    InheritConfiguration, Limits, MiddlewareSource, RegistryPackage, Source, Target, Trigger, TriggerKind,
+    Variable, WagiSettings,
 };
 
 /// The name of a locked app in a directory.
