@@ -185,6 +185,8 @@ impl Compiler {
             .args(["--max-source-bytes", &self.limits.source_bytes.to_string()])
             // Nothing of the server's environment, which may hold secrets.
             .env_clear()
+            // What the allocator only reserves is not to count as memory.
+            .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
