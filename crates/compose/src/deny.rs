@@ -42,11 +42,7 @@ use wit_parser::{
     abi::{AbiVariant, FlatTypes, WasmType},
 };
 
-use crate::{
-    Code, Error, Permissions, guarded,
-    permissions::permission,
-    read,
-};
+use crate::{Code, Error, Permissions, guarded, permissions::permission, read};
 
 /// Cases of error types that say that something is not allowed, the most fitting first.
 const REFUSALS: [&str; 15] = [

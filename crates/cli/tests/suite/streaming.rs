@@ -63,6 +63,22 @@ fn a_response_begins_before_its_end_is_known() {
     }
 }
 
+/// A guest that has ended when its response begins cannot add to it.
+#[test]
+fn a_response_that_is_all_there_says_how_long_it_is() {
+    for guest in available(&["rust-sdk5", "rust-wstd"]) {
+        let app = App::of(guest, "").start();
+        for path in ["/", "/big?bytes=1000"] {
+            let response = app.request("GET", path, &[], b"");
+            let length = response.body.len().to_string();
+            assert_eq!(response.header("content-length"), Some(&*length), "{guest}: {:?}", response.headers);
+            assert!(!response.is_chunked(), "{guest}");
+            let head = app.request("HEAD", path, &[], b"");
+            assert_eq!((head.status, head.body.len()), (200, 0), "{guest}");
+        }
+    }
+}
+
 #[test]
 fn large_bodies_arrive_whole() {
     let guests = available(&PROBES);

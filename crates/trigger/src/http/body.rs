@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -308,6 +308,39 @@ impl Body for ResponseBody {
     }
 }
 
+/// What a guest's body yields.
+pub(super) type WasiFrame = Result<Frame<Bytes>, wasmtime_wasi_http::Error>;
+
+/// A body whose guest has ended: all of it, if that is there in one piece; else it goes
+/// on behind the frames that were read.
+pub(super) enum Ended {
+    Whole(Bytes),
+    Rest(Vec<WasiFrame>, WasiBody),
+}
+
+impl Ended {
+    /// Looks at what is there.
+    pub(super) fn look(mut body: WasiBody) -> Self {
+        // Whoever polls the rest says whom to wake.
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut next = || Pin::new(&mut body).poll_frame(context);
+        let first = match next() {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => data,
+                Err(frame) => return Self::Rest(vec![Ok(frame)], body),
+            },
+            Poll::Ready(Some(Err(error))) => return Self::Rest(vec![Err(error)], body),
+            Poll::Ready(None) => return Self::Whole(Bytes::new()),
+            Poll::Pending => return Self::Rest(Vec::new(), body),
+        };
+        match next() {
+            Poll::Ready(None) => Self::Whole(first),
+            Poll::Ready(Some(second)) => Self::Rest(vec![second, Ok(Frame::data(first))], body),
+            Poll::Pending => Self::Rest(vec![Ok(Frame::data(first))], body),
+        }
+    }
+}
+
 /// A response body whose guest is polled along with it.
 ///
 /// Dropping it before its end cancels the guest: the client went away. Once the
@@ -315,6 +348,8 @@ impl Body for ResponseBody {
 pub(super) struct RunningBody {
     /// `None` when it was detached.
     guest: Option<Guest>,
+    /// Frames that were read before there was somebody to take them, the last first.
+    ahead: Vec<WasiFrame>,
     body: Option<WasiBody>,
     /// How much of a declared `content-length` is still to come.
     remaining_bytes: Option<u64>,
@@ -326,11 +361,12 @@ pub(super) struct RunningBody {
 impl RunningBody {
     pub(super) fn new(
         guest: Guest,
-        body: WasiBody,
+        (ahead, body): (Vec<WasiFrame>, WasiBody),
         content_length: Option<u64>,
         tracker: TaskTracker,
     ) -> Self {
-        Self { guest: Some(guest), body: Some(body), remaining_bytes: content_length, tracker, kept: None }
+        let (guest, body, remaining_bytes) = (Some(guest), Some(body), content_length);
+        Self { guest, ahead, body, remaining_bytes, tracker, kept: None }
     }
 
     /// The client needs nothing more: lets the guest finish, reading and dropping
@@ -341,6 +377,7 @@ impl RunningBody {
         }
         let rest = Self {
             guest: self.guest.take(),
+            ahead: Vec::new(),
             body: self.body.take(),
             remaining_bytes: None,
             tracker: self.tracker.clone(),
@@ -382,9 +419,10 @@ impl RunningBody {
             self.body = None;
             return Poll::Ready(Some(Err(failed.into())));
         }
-        let frame = match &mut self.body {
-            Some(body) => ready!(Pin::new(body).poll_frame(context)),
-            None => None,
+        let frame = match (self.ahead.pop(), &mut self.body) {
+            (Some(frame), _) => Some(frame),
+            (None, Some(body)) => ready!(Pin::new(body).poll_frame(context)),
+            (None, None) => None,
         };
         match frame {
             Some(Ok(frame)) => {

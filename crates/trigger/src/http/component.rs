@@ -3,13 +3,14 @@
 use std::{any::Any, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use tokio_util::task::TaskTracker;
 use wasmtime::{Store, component::Linker};
 use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{Grants, Host};
 use wisp_engine::{
-    Engine, Flavor, InstanceLimits, LentMemory, Limiter, LoadedComponent, MappedImage, Pulse, preempt,
+    Engine, Flavor, InstanceLimits, LentMemory, Limiter, LoadedComponent, MappedImage, OneThread, Pulse,
+    preempt,
 };
 use wisp_manifest::{
     id::ComponentId,
@@ -19,7 +20,7 @@ use wisp_manifest::{
 use super::{
     account::{Account, Outcome, Totals},
     admission::{Full, Gate, RETRY_AFTER_S},
-    body::{GuestFailed, GuestFuture, Reply, RequestBody, ResponseBody, RunningBody},
+    body::{Ended, GuestFailed, GuestFuture, Reply, RequestBody, ResponseBody, RunningBody},
     commons::Commons,
     executor::{Entry, Failure},
     guest::Guest,
@@ -310,16 +311,25 @@ impl Component {
             return status(StatusCode::INTERNAL_SERVER_ERROR);
         }
         let (parts, body) = response.into_parts();
-        if guest.is_ended()
-            && let Some(length) = body.size_hint().exact()
-        {
-            // All of it is there, and nobody is left who could do anything about it.
-            if !is_bodiless {
-                guest.add_response_bytes(length);
-            }
+        let (ahead, body) = if !guest.is_ended() {
+            (Vec::new(), body)
+        } else if is_bodiless && body.size_hint().exact().is_some() {
             return http::Response::from_parts(parts, ResponseBody::Finished(body));
-        }
-        let mut body = RunningBody::new(guest, body, content_length, self.tracker.clone());
+        } else {
+            // Nobody is left who could add to it. What is known to its last byte needs
+            // no pieces: hyper says how long it is.
+            match Ended::look(body) {
+                Ended::Whole(bytes) if content_length.is_none_or(|length| length == bytes.len() as u64) => {
+                    if !guest.add_response_bytes(bytes.len() as u64) {
+                        return status(StatusCode::INTERNAL_SERVER_ERROR);
+                    }
+                    return http::Response::from_parts(parts, ResponseBody::full(bytes));
+                }
+                Ended::Whole(bytes) => (vec![Ok(Frame::data(bytes))], WasiBody::default()),
+                Ended::Rest(ahead, body) => (ahead, body),
+            }
+        };
+        let mut body = RunningBody::new(guest, (ahead, body), content_length, self.tracker.clone());
         if length == Some(0) {
             body.detach();
             return http::Response::from_parts(parts, ResponseBody::Empty);
@@ -333,7 +343,9 @@ impl Component {
 
     /// Runs a guest to its end, under the time limit; logs what goes wrong.
     async fn run(&self, request: http::Request<RequestBody>, reply: &Reply) -> Result<(), GuestFailed> {
-        let serve = self.entry.serve(self, request, reply.clone());
+        let mut serve = std::pin::pin!(self.entry.serve(self, request, reply.clone()));
+        let mut run = OneThread::default();
+        let serve = std::future::poll_fn(|context| run.poll(serve.as_mut(), context));
         let limit = self.limits.request_timeout;
         let result = if limit == Duration::MAX {
             serve.await

@@ -22,6 +22,7 @@ use super::{
     body::{GuestFailed, GuestFuture, Reply},
     component::Component,
     compute::Task,
+    gather,
 };
 
 /// A request that is likely to need more than this starts on the compute lane
@@ -111,10 +112,15 @@ impl Guest {
                 }
             }
             Place::Here(guest) => match &mut self.bill {
-                None => guest.as_mut().poll(context),
+                None => {
+                    gather::before_guest(Instant::now(), Duration::ZERO);
+                    guest.as_mut().poll(context)
+                }
                 Some(bill) => {
                     bill.reply.component().pulse.beat();
                     let slice = Slice::begin();
+                    let expected_ns = bill.reply.component().totals.expected_cpu_ns();
+                    gather::before_guest(slice.start(), Duration::from_nanos(expected_ns));
                     bill.start.get_or_insert(slice.start());
                     let polled = guest.as_mut().poll(context);
                     let SliceEnd { cpu_ns, is_used_up, at } = slice.end();

@@ -10,6 +10,7 @@ mod component;
 mod compute;
 mod executor;
 mod front;
+mod gather;
 mod guest;
 mod listener;
 mod outcomes;

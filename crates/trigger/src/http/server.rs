@@ -4,7 +4,8 @@
 //! with the fewest.
 //! Each worker is a thread with a runtime of its own; a connection, its requests
 //! and their guests stay on it, so that nothing is shared between cores on the
-//! way from the socket to the guest.
+//! way from the socket to the guest. Responses that are ready at once are written
+//! together ([`super::gather`]).
 //!
 //! # The end
 //!
@@ -46,6 +47,7 @@ use super::{
     apps::{Apps, Found},
     body::{RequestBody, ResponseBody},
     front::{self, Arrival, Decision, Front, Observation, Observer},
+    gather::{self, Gathered},
     listener::Listener,
     shape::Connection,
     tls::{SelectTls, TlsChoice},
@@ -378,9 +380,9 @@ async fn answer_before(
 /// Reads what a client says first, chooses a certificate, and does the rest.
 /// `None` if the client was refused.
 async fn shake_hands(
-    stream: TcpStream,
+    stream: Gathered,
     tls: &dyn SelectTls,
-) -> io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
+) -> io::Result<Option<tokio_rustls::server::TlsStream<Gathered>>> {
     let late = || io::Error::new(io::ErrorKind::TimedOut, "it took too long");
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
     let deadline = tokio::time::Instant::now() + TLS_HANDSHAKE_LIMIT;
@@ -411,7 +413,9 @@ impl Worker {
             // It waits a little longer for a core that a guest computes on.
             tracing::debug!("a worker cannot ask for short slices: {error}");
         }
-        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        gather::begin();
+        let mut runtime = runtime::Builder::new_current_thread();
+        let runtime = match runtime.enable_all().on_thread_park(gather::write_all).build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!("a worker cannot start: {error}");
@@ -424,6 +428,7 @@ impl Worker {
                 connections.spawn(worker.clone().serve(connection));
             }
         });
+        gather::write_all();
         runtime.shutdown_background();
     }
 
@@ -438,10 +443,10 @@ impl Worker {
         match tls {
             None => {
                 if let Some(is_http2) = self.speaks_http2(&stream).await {
-                    self.serve_stream(stream, is_http2, arrival).await;
+                    self.serve_stream(Gathered::new(stream), is_http2, arrival).await;
                 }
             }
-            Some(tls) => match shake_hands(stream, &*tls).await {
+            Some(tls) => match shake_hands(Gathered::new(stream), &*tls).await {
                 Ok(Some(stream)) => {
                     let protocol = stream.get_ref().1.alpn_protocol();
                     if protocol != Some(ACME_PROTOCOL) {
