@@ -15,6 +15,13 @@
 //! a request of an app that computes little waits for one slice at most. Requests
 //! of one app take turns.
 //!
+//! # The last core
+//!
+//! A worker that wakes takes its core from a compute thread; but to be taken from takes
+//! its moment, and whoever computes leaves cold caches. So while workers run requests of
+//! their own, one core is kept for them where there are several: the last compute thread
+//! waits until none came for [`KEPT_TIME`].
+//!
 //! # Life of a task
 //!
 //! [`Task`] is a guest on the lane. It is *idle* while it waits for a host call,
@@ -56,9 +63,17 @@ const NICE: i32 = 15;
 /// that compute, behind workers.
 const WAITING_NICE: i32 = 10;
 
+/// How long after a worker's last request no core is kept for workers any more. A
+/// hundred requests a second keep it for a fifth of the time.
+const KEPT_TIME: Duration = Duration::from_millis(2);
+
 /// The lane's queue and who waits for it.
 pub(super) struct ComputeLane {
     queue: Mutex<Queue>,
+    /// How many threads may run guests while workers do.
+    max_running_count: usize,
+    /// A worker has run a guest since this was looked at.
+    has_worked: AtomicBool,
     /// Told when there is work, or none will come any more.
     news: Condvar,
     pulse: Pulse,
@@ -78,6 +93,10 @@ struct Queue {
     /// Guests to be dropped, which takes time where they have much memory.
     cancelled: Vec<GuestFuture>,
     is_closed: bool,
+    /// Threads that run a guest.
+    running_count: usize,
+    /// Until when a core is kept for workers; `None` before there was reason to.
+    kept_until: Option<Instant>,
 }
 
 /// Tasks of one app that could run; never empty.
@@ -136,6 +155,8 @@ impl ComputeThreads {
         })?;
         let lane = Arc::new(ComputeLane {
             queue: Mutex::default(),
+            max_running_count: count.saturating_sub(1).max(1),
+            has_worked: AtomicBool::new(false),
             news: Condvar::new(),
             pulse,
             runtime: handle,
@@ -192,6 +213,26 @@ impl ComputeLane {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// A worker runs a guest.
+    pub(super) fn note_worker(&self) {
+        // Read more often than written, so that workers do not take it from each other.
+        if !self.has_worked.load(Ordering::Relaxed) {
+            self.has_worked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// How long a thread that could run one more guest has to leave its core to workers.
+    fn kept_for(&self, queue: &mut Queue) -> Option<Duration> {
+        if queue.running_count < self.max_running_count || queue.is_closed {
+            return None;
+        }
+        let now = Instant::now();
+        if self.has_worked.swap(false, Ordering::Relaxed) {
+            queue.kept_until = Some(now + KEPT_TIME);
+        }
+        queue.kept_until?.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+
     fn push(&self, task: Arc<Task>) {
         task.queued_ns.store(self.now_ns(), Ordering::Relaxed);
         self.pulse.press();
@@ -216,6 +257,13 @@ impl ComputeLane {
                 queue = self.queue();
                 continue;
             }
+            if !queue.order.is_empty()
+                && let Some(kept_for) = self.kept_for(&mut queue)
+            {
+                let waited = self.news.wait_timeout(queue, kept_for);
+                (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
             let Some((task, charged_ns)) = queue.pop() else {
                 if queue.is_closed {
                     return;
@@ -223,11 +271,13 @@ impl ComputeLane {
                 queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
+            queue.running_count += 1;
             drop(queue);
             let account = task.reply.component().account.clone();
             let cpu_ns = task.run();
             drop(task);
             queue = self.queue();
+            queue.running_count -= 1;
             queue.correct(&account, charged_ns, account.virtual_ns_of(cpu_ns));
         }
     }
@@ -402,5 +452,35 @@ impl Wake for Task {
         if self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next) == Ok(IDLE) {
             self.lane.push(self.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn the_last_core_is_kept_for_workers_while_they_run_guests() {
+        let lane = |count| {
+            let engine = wisp_engine::Engine::new(&wisp_engine::EngineConfig::default(), None).unwrap();
+            ComputeThreads::start(count, engine.pulse().clone()).unwrap()
+        };
+        let threads = lane(2);
+        let mut queue = Queue { running_count: 1, ..Queue::default() };
+        assert_eq!(threads.lane().kept_for(&mut queue), None, "nobody needs it");
+        threads.lane().note_worker();
+        assert!(threads.lane().kept_for(&mut queue).is_some_and(|left| left <= KEPT_TIME));
+        assert!(threads.lane().kept_for(&mut queue).is_some(), "for a while");
+        queue.kept_until = Some(Instant::now());
+        assert_eq!(threads.lane().kept_for(&mut queue), None, "no request came since");
+        threads.lane().note_worker();
+        queue.running_count = 0;
+        assert_eq!(threads.lane().kept_for(&mut queue), None, "there are other cores");
+
+        let alone = lane(1);
+        alone.lane().note_worker();
+        assert_eq!(alone.lane().kept_for(&mut queue), None, "guests compute on one core, too");
     }
 }

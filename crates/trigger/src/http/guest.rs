@@ -117,9 +117,13 @@ impl Guest {
                     guest.as_mut().poll(context)
                 }
                 Some(bill) => {
-                    bill.reply.component().pulse.beat();
+                    let component = bill.reply.component();
+                    component.pulse.beat();
+                    if let Some(compute) = &component.commons.compute {
+                        compute.lane().note_worker();
+                    }
                     let slice = Slice::begin();
-                    let expected_ns = bill.reply.component().totals.expected_cpu_ns();
+                    let expected_ns = component.totals.expected_cpu_ns();
                     gather::before_guest(slice.start(), Duration::from_nanos(expected_ns));
                     bill.start.get_or_insert(slice.start());
                     let polled = guest.as_mut().poll(context);
