@@ -3,9 +3,9 @@
 //! A worker that finds many requests at once runs one guest after the other. Were each
 //! response written when it is ready, the kernel would wake its reader each time, which
 //! costs more than the writing and takes cores away from guests where the reader is on
-//! the same machine: a proxy. So a response that is ready waits until the worker has
-//! nothing else to do, until [`MAX_WAITING_COUNT`] others wait with it, or until a guest
-//! is about to run that may take longer than [`MAX_WAIT`].
+//! the same machine: a proxy. So a response that is ready waits until the worker has done
+//! what it had to do then, until [`MAX_WAITING_COUNT`] others wait with it, or until a
+//! guest is about to run that may take longer than [`MAX_WAIT`].
 //!
 //! Only small writes wait. What is larger is written at once, after what waits.
 
@@ -16,7 +16,7 @@ use std::{
     net::Shutdown,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
@@ -36,9 +36,10 @@ const MAX_WAITING_COUNT: usize = 16;
 const MAX_WAIT: Duration = Duration::from_micros(100);
 
 /// What waits on one thread.
-#[derive(Default)]
 struct Waiting {
     connections: Vec<Arc<Shared>>,
+    /// Wakes [`write_always`].
+    writer: Waker,
     /// When the first of them came; known when it was first asked for.
     since: Option<Instant>,
 }
@@ -48,14 +49,35 @@ thread_local! {
     static WAITING: RefCell<Option<Waiting>> = const { RefCell::new(None) };
 }
 
-/// Lets responses wait on this thread, which calls [`write_all`] whenever it has nothing
-/// else to do.
-pub(super) fn begin() {
-    WAITING.set(Some(Waiting::default()));
+/// Lets responses wait on this thread, whose runtime has to run this task beside those of
+/// its connections: it is woken by the first response that waits, and so has its turn when
+/// all have had theirs that could run then. Ends with the runtime.
+pub(super) async fn write_always() {
+    let _end = End;
+    std::future::poll_fn(|context| {
+        let writer = context.waker().clone();
+        WAITING.with_borrow_mut(|waiting| match waiting {
+            Some(waiting) => waiting.writer = writer,
+            None => *waiting = Some(Waiting { connections: Vec::new(), writer, since: None }),
+        });
+        write_all();
+        Poll::Pending
+    })
+    .await
+}
+
+/// When nobody writes any more, nothing may wait.
+struct End;
+
+impl Drop for End {
+    fn drop(&mut self) {
+        write_all();
+        WAITING.set(None);
+    }
 }
 
 /// Writes what waits on this thread.
-pub(super) fn write_all() {
+fn write_all() {
     // Nobody runs in between: writing asks the kernel and nobody else.
     let taken = WAITING.with_borrow_mut(|waiting| {
         let waiting = waiting.as_mut()?;
@@ -110,7 +132,7 @@ struct State {
     /// What the kernel said when it was written, for whoever writes next.
     error: Option<io::Error>,
     /// Whoever wants to know that all is written.
-    waker: Option<std::task::Waker>,
+    waker: Option<Waker>,
 }
 
 impl Gathered {
@@ -232,6 +254,9 @@ impl AsyncWrite for Gathered {
                 state.bytes.extend_from_slice(slice);
             }
             if !mem::replace(&mut state.is_waiting, true) {
+                if waiting.connections.is_empty() {
+                    waiting.writer.wake_by_ref();
+                }
                 waiting.connections.push(self.0.clone());
             }
             Some(waiting.connections.len())
@@ -260,8 +285,8 @@ impl AsyncWrite for Gathered {
         {
             let mut state = self.0.state();
             if state.is_waiting {
-                // The thread writes it before it rests. If the kernel does not take it
-                // then, this task must.
+                // It is written soon. If the kernel does not take it then, this task must
+                // see to it.
                 if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
                     state.waker = Some(context.waker().clone());
                 }
@@ -293,14 +318,21 @@ mod tests {
 
     use super::*;
 
-    /// Runs a test on a thread that writes what waits only if `writes`.
+    /// Runs a test on a thread that writes what waits when it comes to that only if
+    /// `writes`.
     fn run<F: Future<Output = ()>>(writes: bool, test: impl FnOnce() -> F) {
-        begin();
-        let mut runtime = Builder::new_current_thread();
-        if writes {
-            runtime.on_thread_park(write_all);
-        }
-        runtime.enable_all().build().unwrap().block_on(test());
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            if writes {
+                tokio::spawn(write_always());
+                tokio::task::yield_now().await;
+            } else {
+                let writer = Waker::noop().clone();
+                WAITING.set(Some(Waiting { connections: Vec::new(), writer, since: None }));
+            }
+            test().await;
+        });
+        drop(runtime);
         WAITING.set(None);
     }
 
@@ -337,6 +369,23 @@ mod tests {
             let mut bytes = [0; 4];
             client.read_exact(&mut bytes).await.unwrap();
             assert_eq!(&bytes, b"pong");
+        });
+    }
+
+    /// A thread that always has something to do writes nevertheless.
+    #[test]
+    fn nothing_waits_for_ever() {
+        run(true, async || {
+            let (mut server, client) = pair().await;
+            server.write_all(b"pong").await.unwrap();
+            assert_eq!(arrived(&client), b"");
+            // Each of these puts this task behind all others that can run.
+            let mut yields_count = 0;
+            while arrived(&client).is_empty() {
+                tokio::task::yield_now().await;
+                yields_count += 1;
+                assert!(yields_count < 10);
+            }
         });
     }
 

@@ -413,9 +413,7 @@ impl Worker {
             // It waits a little longer for a core that a guest computes on.
             tracing::debug!("a worker cannot ask for short slices: {error}");
         }
-        gather::begin();
-        let mut runtime = runtime::Builder::new_current_thread();
-        let runtime = match runtime.enable_all().on_thread_park(gather::write_all).build() {
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!("a worker cannot start: {error}");
@@ -424,11 +422,11 @@ impl Worker {
         };
         let worker = Arc::new(self);
         runtime.block_on(async {
+            tokio::spawn(gather::write_always());
             while let Some(connection) = accepted.recv().await {
                 connections.spawn(worker.clone().serve(connection));
             }
         });
-        gather::write_all();
         runtime.shutdown_background();
     }
 
