@@ -42,9 +42,10 @@
 //!    own. If a version is mapped, that is all: one pointer is read.
 //! 2. Otherwise the request begins a load, or waits for the one that goes on: at most so
 //!    many, for so long, then 503.
-//! 3. The manifest is read. The digest of each source is known by the identity of its
-//!    file, and so is the image as one that was verified: it is mapped at once, on the
-//!    request's own thread. What is not known is read, compiled and verified elsewhere.
+//! 3. The manifest is read, if it was not of late (`manifests.rs`). The digest of each
+//!    source is known by the identity of its file, and so is the image as one that was
+//!    verified: it is mapped at once, on the request's own thread. What is not known is
+//!    read, compiled and verified elsewhere.
 //! 4. The version becomes the current one, if no newer change has come meanwhile.
 //!
 //! # Life of a swap
@@ -66,6 +67,7 @@ mod eviction;
 mod health;
 mod host_name;
 mod loading;
+mod manifests;
 mod metrics;
 mod node;
 mod os_limits;

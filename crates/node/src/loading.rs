@@ -18,13 +18,13 @@ use std::{
 
 use futures::FutureExt as _;
 use http::StatusCode;
-use wisp_engine::FileIdentity;
-use wisp_manifest::{App, LOCKED_FILE_NAME, MANIFEST_FILE_NAME};
+use wisp_manifest::App;
 use wisp_trigger::http::{Found, HttpApp, Refusal};
 
 use crate::{
     AppState, Error, Errors, HostName, Node, Release, ReleaseId, Staged, Swapped,
     entry::{Content, Entry, EntryState, Fact, Fingerprint, Flight, Origin, Problem, Version},
+    manifests::Manifest,
     node::UNKNOWN_HOST,
 };
 
@@ -263,7 +263,7 @@ impl Node {
         let described = describing.await.unwrap_or_else(|error| {
             Err(Error::Release { release: release.to_string(), message: error.to_string() })
         })?;
-        let (_, _, app) = read_manifest(&entry.host, &described.folder)?;
+        let app = self.manifests.read(&entry.host, &described.folder)?.app;
         let stores = Arc::new(self.runtime.linked_state(&described, has_stores(&app)));
         let mut settings = self.settings.app.clone();
         settings.log_name = Some(release.app.to_string());
@@ -276,7 +276,7 @@ impl Node {
         let loaded = self.runtime.load(&app, &settings, &stores, entry.outcomes()).await?;
         let version =
             Version { http: loaded.http, number, origin: Origin::Release(release), _stores: Some(stores) };
-        Ok((version, app.wisp.probe))
+        Ok((version, app.wisp.probe.clone()))
     }
 
     /// What a release consists of. Blocks.
@@ -297,7 +297,7 @@ impl Node {
         number: u64,
         folder: PathBuf,
     ) -> Result<(Version, Option<String>), Errors> {
-        let (manifest, is_settled, app) = read_manifest(&entry.host, &folder)?;
+        let Manifest { identity: manifest, is_settled, app } = self.manifests.read(&entry.host, &folder)?;
         let state = self.state_of(entry, &app);
         let mut settings = self.settings.app.clone();
         settings.log_name = Some(entry.host.to_string());
@@ -316,7 +316,7 @@ impl Node {
             origin: Origin::Files(Fingerprint { folder, manifest, sources, is_reliable }),
             _stores: None,
         };
-        Ok((version, app.wisp.probe))
+        Ok((version, app.wisp.probe.clone()))
     }
 
     /// Loads a release beside what serves, and has it answer its probe if its manifest
@@ -606,37 +606,6 @@ pub(crate) fn resolve(host: &HostName, folder: &Path) -> Result<PathBuf, Error> 
     }
     let cause = io::Error::other("too many symbolic links");
     Err(Error::Folder { host: host.to_string(), path, cause })
-}
-
-/// Reads the manifest in a folder, or the locked app, and says which file it was.
-pub(crate) fn read_manifest(host: &HostName, folder: &Path) -> Result<(FileIdentity, bool, App), Error> {
-    let mut path = folder.join(MANIFEST_FILE_NAME);
-    let mut identity = FileIdentity::at(&path);
-    if identity.as_ref().is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound) {
-        // An app that was packed and unpacked.
-        let locked = folder.join(LOCKED_FILE_NAME);
-        if let Ok(found) = FileIdentity::at(&locked) {
-            (path, identity) = (locked, Ok(found));
-        }
-    }
-    let identity =
-        identity.map_err(|cause| Error::Folder { host: host.to_string(), path: path.clone(), cause })?;
-    let is_settled = identity.is_settled();
-    match App::read_file(&path, None) {
-        Ok(checked) => {
-            for warning in checked.warnings.iter() {
-                tracing::debug!(%host, code = warning.code(), "{}", warning.rule);
-            }
-            Ok((identity, is_settled, checked.value))
-        }
-        Err(problems) => {
-            let first = problems.iter().next();
-            Err(Error::Manifest {
-                code: first.map_or("WISP-E0101", |problem| problem.code()),
-                message: problems.render(false, 80).trim_end().to_owned(),
-            })
-        }
-    }
 }
 
 /// Says in the log why an app cannot be served as it should be.

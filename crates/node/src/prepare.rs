@@ -13,7 +13,7 @@ use std::{
 use crate::{
     Error, Errors, Node,
     entry::{Content, Entry, Fact, Problem},
-    loading::{read_manifest, report, resolve},
+    loading::{report, resolve},
 };
 
 /// The niceness of the thread: it runs when nobody else wants to.
@@ -122,9 +122,9 @@ impl Node {
             Content::Release(release) => self.describe(release).map(|described| described.folder),
         };
         let folder = folder.map_err(no_manifest)?;
-        let (_, _, app) = read_manifest(&entry.host, &folder).map_err(no_manifest)?;
+        let app = self.manifests.read(&entry.host, &folder).map_err(no_manifest)?.app;
         self.runtime.prepare(&app, &self.settings.app).map_err(|errors| (true, errors))?;
-        Ok(app.wisp.probe)
+        Ok(app.wisp.probe.clone())
     }
 
     /// The one deep probe after a change, for an app that asks for it.
