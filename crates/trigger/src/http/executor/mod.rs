@@ -296,7 +296,11 @@ async fn instance<P>(
     let (instantiated, memory) = component.instantiate(instantiate(&mut store)).await;
     let (proxy, instance) = instantiated?;
     let rewinder = match memory {
-        Some(memory) if pool.is_some_and(ReusePool::rewinds) && store.data().holds_nothing() => {
+        // The first for a while is not kept.
+        Some(memory)
+            if pool.is_some_and(|pool| pool.rewinds() && pool.is_wanted(0))
+                && store.data().holds_nothing() =>
+        {
             Some(Rewinder::new(&mut store, &instance, memory, component.flavor())?)
         }
         _ => None,
