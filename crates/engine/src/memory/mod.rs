@@ -24,8 +24,11 @@
 //! # Life of a slot
 //!
 //! reserved and mapped → lent to an instance → its dirty pages reset → idle, last in
-//! first out, near the thread that used it → unmapped when the component is dropped
-//! or too many are idle.
+//! first out → unmapped when the component is dropped or too many are idle.
+//!
+//! A slot of a small component that had no other request of late is not kept for its next:
+//! it becomes a *spare* one. Whichever component needs a slot next has its contents mapped
+//! over those, and finds addresses, page tables and zeroed pages there.
 
 mod dirty_pages;
 mod faults;

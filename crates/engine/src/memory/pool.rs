@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     ptr::NonNull,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -20,7 +20,7 @@ use std::{
 use rustix::mm::{
     Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
 };
-use wasmtime::{LinearMemory, MemoryCreator, MemoryType, component::Component};
+use wasmtime::{LinearMemory, MemoryCreator, MemoryType, PoolingAllocationConfig, component::Component};
 
 use super::{
     dirty_pages,
@@ -61,6 +61,17 @@ const MAX_GIVEN_BACK_BYTES: usize = 2 << 20;
 /// them, Python 600.
 const MAX_KNOWN_RANGES_COUNT: usize = 2_048;
 
+/// Slots without contents that are kept for components which have none: as many as are
+/// likely to be needed at once.
+const MAX_SPARE_COUNT: usize = 16;
+
+/// Pages that such a slot keeps, all of zeros: what a small handler writes to.
+const MAX_SPARE_BYTES: usize = 256 << 10;
+
+/// A component that had no request for this long does not keep its slot: most have few
+/// requests, and the next one may be any other's.
+const DEMAND_WINDOW: Duration = Duration::from_secs(1);
+
 /// A range of addresses of our own; unmapped when dropped.
 pub(super) struct Mapping {
     base: NonNull<u8>,
@@ -77,19 +88,19 @@ impl Mapping {
     pub(super) fn reserve(length_bytes: usize) -> io::Result<Self> {
         // SAFETY: a new mapping at a place that the kernel chooses.
         let base = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                length_bytes,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
+            mmap_anonymous(std::ptr::null_mut(), length_bytes, ProtFlags::empty(), RESERVED_FLAGS)
         }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, length_bytes })
+        let mapping = Self { base, length_bytes };
+        if !stacks_have_small_pages() {
+            // SAFETY: advice on our own mapping.
+            let _ = unsafe { madvise(base.as_ptr().cast(), length_bytes, Advice::LinuxNoHugepage) };
+        }
+        Ok(mapping)
     }
 
     /// Maps part of a file for reading.
-    fn read_only(file: &File, offset_bytes: u64, length_bytes: usize) -> io::Result<Self> {
+    pub(super) fn read_only(file: &File, offset_bytes: u64, length_bytes: usize) -> io::Result<Self> {
         // SAFETY: a new mapping at a place that the kernel chooses.
         let base = unsafe {
             mmap(std::ptr::null_mut(), length_bytes, ProtFlags::READ, MapFlags::PRIVATE, file, offset_bytes)
@@ -123,6 +134,16 @@ impl Mapping {
         self.protect(part, MprotectFlags::empty())
     }
 
+    /// Gives a part new pages, of zeros, that can be read and written.
+    fn make_zero(&self, part: Range<usize>) -> io::Result<()> {
+        assert!(part.end <= self.length_bytes, "a part lies inside its mapping");
+        let flags = RESERVED_FLAGS.union(MapFlags::FIXED);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the part belongs to this mapping.
+        unsafe { mmap_anonymous(self.pointer(part.start).cast(), part.len(), protection, flags) }?;
+        Ok(())
+    }
+
     fn protect(&self, part: Range<usize>, flags: MprotectFlags) -> io::Result<()> {
         if part.is_empty() {
             return Ok(());
@@ -132,6 +153,17 @@ impl Mapping {
         unsafe { mprotect(self.pointer(part.start).cast(), part.len(), flags) }?;
         Ok(())
     }
+}
+
+/// Addresses that are reserved, and of small pages: whole huge pages would have to be
+/// cleared for one byte written. Said like this it takes no call of its own.
+const RESERVED_FLAGS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE).union(MapFlags::STACK);
+
+/// Whether the kernel gives mappings for stacks no huge pages: since Linux 6.7, as the
+/// scan for dirty pages.
+fn stacks_have_small_pages() -> bool {
+    static IS_SO: OnceLock<bool> = OnceLock::new();
+    *IS_SO.get_or_init(PoolingAllocationConfig::is_pagemap_scan_available)
 }
 
 impl Drop for Mapping {
@@ -212,6 +244,11 @@ impl MemoryImage {
         }
     }
 
+    /// Where the contents are in a memory.
+    fn addresses(&self) -> Range<usize> {
+        self.place.address..self.place.address + self.place.length_bytes
+    }
+
     /// Puts the contents into a memory at `base`: mapped copy-on-write, or copied if
     /// their file is gone.
     ///
@@ -248,16 +285,29 @@ impl MemoryImage {
 /// One component's memories: those that are idle, and what each begins with.
 pub struct MemoryPool {
     image: MemoryImage,
-    /// In the order in which they became idle.
-    idle: Mutex<VecDeque<(Slot, Instant)>>,
+    idle: Mutex<Idle>,
     all: Arc<MemoryPools>,
     can_rewind: bool,
+}
+
+/// A component's slots that nobody uses.
+#[derive(Default)]
+struct Idle {
+    /// In the order in which they became idle.
+    slots: VecDeque<(Slot, Instant)>,
+    /// When a slot was last asked for.
+    asked: Option<Instant>,
+    /// Whether that was soon after the time before.
+    is_in_demand: bool,
 }
 
 /// The pools of all components, which share one bound.
 pub(crate) struct MemoryPools {
     rewinds: bool,
     pools: Mutex<Vec<Weak<MemoryPool>>>,
+    /// Slots of components that are not in demand, for any other: their addresses, their
+    /// page tables and pages are there already.
+    spare: Mutex<Vec<(Slot, Instant)>>,
     idle_bytes: AtomicUsize,
     idle_count: AtomicUsize,
 }
@@ -265,6 +315,8 @@ pub(crate) struct MemoryPools {
 /// Addresses for one memory with the component's contents mapped in.
 struct Slot {
     mapping: Mapping,
+    /// Where contents are mapped in the memory. Those of a spare slot are of no use.
+    contents: Range<usize>,
     /// Where the memory begins: there is a guard before it too.
     start_bytes: usize,
     /// What can be accessed when nobody uses it: the memory's initial size.
@@ -277,7 +329,7 @@ impl MemoryPools {
     /// No pools yet. Whether instances may be rewound is the operator's decision.
     pub(crate) fn new(rewinds: bool) -> Arc<Self> {
         let (idle_bytes, idle_count) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { rewinds, pools: Mutex::default(), idle_bytes, idle_count })
+        Arc::new(Self { rewinds, pools: Mutex::default(), spare: Mutex::default(), idle_bytes, idle_count })
     }
 
     /// A pool for a component whose memory begins with `image`.
@@ -294,6 +346,35 @@ impl MemoryPools {
         pool
     }
 
+    /// A slot for a memory of this size, which some component has left.
+    fn take_spare(&self, reserved_bytes: usize, guard_bytes: usize) -> Option<Slot> {
+        let mut spare = self.spare();
+        let length_bytes = guard_bytes + reserved_bytes + guard_bytes;
+        let is_such =
+            |slot: &Slot| slot.start_bytes == guard_bytes && slot.mapping.length_bytes() == length_bytes;
+        let position = spare.iter().rposition(|(slot, _)| is_such(slot))?;
+        Some(spare.swap_remove(position).0)
+    }
+
+    /// Keeps a slot for any component, if there is room; else it is returned.
+    fn keep_spare(&self, slot: Slot) -> Option<Slot> {
+        let mut spare = self.spare();
+        if spare.len() >= MAX_SPARE_COUNT {
+            return Some(slot);
+        }
+        spare.push((slot, Instant::now()));
+        None
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<(Slot, Instant)>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another spare slot would be kept.
+    fn wants_spare(&self) -> bool {
+        self.spare().len() < MAX_SPARE_COUNT
+    }
+
     /// Counts one more idle slot; false if it is one too many.
     fn add_idle(&self, resident_bytes: usize) -> bool {
         let all_bytes = self.idle_bytes.fetch_add(resident_bytes, Ordering::Relaxed) + resident_bytes;
@@ -308,6 +389,9 @@ impl MemoryPools {
 
     /// Unmaps slots that have been idle for too long; a bounded number at once.
     pub(crate) fn sweep(&self) {
+        let stale: Vec<_> =
+            self.spare().extract_if(.., |(_, since)| since.elapsed() > MAX_IDLE_TIME).collect();
+        drop(stale);
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut swept_count = 0;
         for pool in pools.iter().filter_map(Weak::upgrade) {
@@ -340,15 +424,45 @@ impl MemoryPool {
     }
 
     fn take(&self, initial_bytes: usize, reserved_bytes: usize, guard_bytes: usize) -> io::Result<Slot> {
-        // The last one in: its pages are still in the processor's caches.
-        let idle = self.idle().pop_back();
-        match idle {
-            Some((slot, _)) => {
-                self.all.remove_idle(1, slot.resident_bytes);
-                Ok(slot)
-            }
-            None => Slot::new(&self.image, initial_bytes, reserved_bytes, guard_bytes),
+        let taken = {
+            let mut idle = self.idle();
+            let now = Instant::now();
+            let before = idle.asked.replace(now);
+            idle.is_in_demand = before.is_some_and(|before| now.duration_since(before) < DEMAND_WINDOW);
+            // The last one in: its pages are still in the processor's caches.
+            idle.slots.pop_back()
+        };
+        if let Some((slot, _)) = taken {
+            self.all.remove_idle(1, slot.resident_bytes);
+            return Ok(slot);
         }
+        let Place { length_bytes, address, .. } = self.image.place;
+        if address.saturating_add(length_bytes) > initial_bytes || initial_bytes > reserved_bytes {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut slot = match self.all.take_spare(reserved_bytes, guard_bytes) {
+            Some(slot) => slot,
+            None => Slot::reserve(reserved_bytes, guard_bytes)?,
+        };
+        slot.fill(&self.image, initial_bytes)?;
+        Ok(slot)
+    }
+
+    /// Takes back a slot whose memory had grown to `size_bytes`: makes it as it was, for
+    /// the component's next request or for any other's.
+    fn take_back(&self, mut slot: Slot, size_bytes: usize) -> io::Result<()> {
+        let is_small = self.image.place.length_bytes <= MAX_SPARE_BYTES;
+        if is_small && !self.idle().is_in_demand && self.all.wants_spare() {
+            slot.reset(None, size_bytes)?;
+            if slot.resident_bytes <= MAX_SPARE_BYTES {
+                // If others were quicker, it is unmapped.
+                drop(self.all.keep_spare(slot));
+            }
+            return Ok(());
+        }
+        slot.reset(Some(&self.image), size_bytes)?;
+        self.put(slot);
+        Ok(())
     }
 
     /// Keeps a slot for the next request, if there is room; unmaps it otherwise.
@@ -357,8 +471,8 @@ impl MemoryPool {
         let fits_all = self.all.add_idle(resident_bytes);
         let refused = {
             let mut idle = self.idle();
-            if fits_all && idle.len() < MAX_IDLE_COUNT {
-                idle.push_back((slot, Instant::now()));
+            if fits_all && idle.slots.len() < MAX_IDLE_COUNT {
+                idle.slots.push_back((slot, Instant::now()));
                 None
             } else {
                 Some(slot)
@@ -370,45 +484,57 @@ impl MemoryPool {
     }
 
     fn take_stale(&self) -> Option<Slot> {
-        let (slot, _) = self.idle().pop_front_if(|(_, since)| since.elapsed() > MAX_IDLE_TIME)?;
+        let (slot, _) = self.idle().slots.pop_front_if(|(_, since)| since.elapsed() > MAX_IDLE_TIME)?;
         self.all.remove_idle(1, slot.resident_bytes);
         Some(slot)
     }
 
-    fn idle(&self) -> MutexGuard<'_, VecDeque<(Slot, Instant)>> {
+    fn idle(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for MemoryPool {
     fn drop(&mut self) {
-        let idle = self.idle();
-        let resident_bytes = idle.iter().map(|(slot, _)| slot.resident_bytes).sum();
-        self.all.remove_idle(idle.len(), resident_bytes);
+        let slots = std::mem::take(&mut self.idle().slots);
+        let resident_bytes = slots.iter().map(|(slot, _)| slot.resident_bytes).sum();
+        self.all.remove_idle(slots.len(), resident_bytes);
     }
 }
 
 impl Slot {
-    fn new(
-        image: &MemoryImage,
-        initial_bytes: usize,
-        reserved_bytes: usize,
-        guard_bytes: usize,
-    ) -> io::Result<Self> {
-        let start_bytes = guard_bytes;
-        let mapping = Mapping::reserve(start_bytes + reserved_bytes + guard_bytes)?;
-        let slot = Self { mapping, start_bytes, initial_bytes, resident_bytes: 0 };
-        let Place { length_bytes, address, .. } = image.place;
-        if address.saturating_add(length_bytes) > initial_bytes || initial_bytes > reserved_bytes {
-            return Err(io::ErrorKind::InvalidData.into());
+    /// Addresses for a memory of no size.
+    fn reserve(reserved_bytes: usize, guard_bytes: usize) -> io::Result<Self> {
+        let mapping = Mapping::reserve(guard_bytes + reserved_bytes + guard_bytes)?;
+        Ok(Self { mapping, contents: 0..0, start_bytes: guard_bytes, initial_bytes: 0, resident_bytes: 0 })
+    }
+
+    /// Gives a slot that nobody has a component's contents and size.
+    fn fill(&mut self, image: &MemoryImage, initial_bytes: usize) -> io::Result<()> {
+        let start_bytes = self.start_bytes;
+        let (shorter, longer) =
+            (self.initial_bytes.min(initial_bytes), self.initial_bytes.max(initial_bytes));
+        let changed = start_bytes + shorter..start_bytes + longer;
+        if initial_bytes > self.initial_bytes {
+            self.mapping.make_accessible(changed)?;
+        } else {
+            self.mapping.make_inaccessible(changed)?;
         }
-        // Whole huge pages would have to be cleared for one byte written.
-        // SAFETY: advice on our own mapping.
-        let _ = unsafe { madvise(slot.base().cast(), reserved_bytes, Advice::LinuxNoHugepage) };
-        slot.mapping.make_accessible(start_bytes..start_bytes + initial_bytes)?;
+        self.initial_bytes = initial_bytes;
+        let wanted = image.addresses();
+        let left = self.contents.clone();
+        let is_covered = wanted.start <= left.start && left.end <= wanted.end;
+        if !left.is_empty() && !is_covered {
+            self.mapping.make_zero(start_bytes + left.start..start_bytes + left.end)?;
+            let beyond = initial_bytes.max(left.start)..left.end;
+            if !beyond.is_empty() {
+                self.mapping.make_inaccessible(start_bytes + beyond.start..start_bytes + beyond.end)?;
+            }
+        }
         // SAFETY: a part of our own reservation, which nobody uses.
-        unsafe { image.place_into(slot.base()) }?;
-        Ok(slot)
+        unsafe { image.place_into(self.base()) }?;
+        self.contents = wanted;
+        Ok(())
     }
 
     fn base(&self) -> *mut u8 {
@@ -416,9 +542,12 @@ impl Slot {
     }
 
     /// Makes the memory, which had grown to `size_bytes`, as it was in the beginning.
-    fn reset(&mut self, image: &MemoryImage, size_bytes: usize) -> io::Result<()> {
+    /// Without an image, what is where the contents were is left, to be replaced.
+    fn reset(&mut self, image: Option<&MemoryImage>, size_bytes: usize) -> io::Result<()> {
+        let contents = Restored { addresses: self.contents.clone(), image };
         // SAFETY: this part of the slot can be accessed, and its instance is gone.
-        self.resident_bytes = unsafe { restore_pages(self.base(), image, size_bytes, |_| {}) }.unwrap_or(0);
+        self.resident_bytes =
+            unsafe { restore_pages(self.base(), &contents, size_bytes, |_| {}) }.unwrap_or(0);
         if self.resident_bytes == 0 {
             for start_bytes in (0..size_bytes).step_by(MAX_GIVEN_BACK_BYTES) {
                 let length_bytes = MAX_GIVEN_BACK_BYTES.min(size_bytes - start_bytes);
@@ -432,16 +561,24 @@ impl Slot {
     }
 }
 
-/// Makes the dirty pages of a memory at `base` as `image` has them, and answers how
-/// many bytes those are. `None` if that is not known or too much; then some are not
-/// as they were. `found` is told where they are, in the memory.
+/// What a memory is restored to: zeros, but for the contents.
+struct Restored<'image> {
+    /// Where they are.
+    addresses: Range<usize>,
+    /// What they are; without that they are not restored.
+    image: Option<&'image MemoryImage>,
+}
+
+/// Makes the dirty pages of a memory at `base` as they were, and answers how many bytes
+/// those are. `None` if that is not known or too much; then some are not as they were. `found` is told
+/// where they are, in the memory.
 ///
 /// # Safety
-/// The memory's first `size_bytes` can be read and written, the image lies in them,
+/// The memory's first `size_bytes` can be read and written, the contents lie in them,
 /// and nobody else uses them.
 unsafe fn restore_pages(
     base: *mut u8,
-    image: &MemoryImage,
+    contents: &Restored<'_>,
     size_bytes: usize,
     mut found: impl FnMut(Range<usize>),
 ) -> Option<usize> {
@@ -455,33 +592,32 @@ unsafe fn restore_pages(
         let dirty = dirty.start - start..dirty.end - start;
         found(dirty.clone());
         // SAFETY: the caller's: this lies in the memory.
-        unsafe { restore_range(base, image, dirty) };
+        unsafe { restore_range(base, contents, dirty) };
     });
     (known && resident_bytes <= MAX_RESIDENT_BYTES).then_some(resident_bytes)
 }
 
-/// Makes a part of a memory at `base` as `image` has it.
+/// Makes a part of a memory at `base` as it was.
 ///
 /// # Safety
 /// The part can be written, and nobody else uses it.
-unsafe fn restore_range(base: *mut u8, image: &MemoryImage, range: Range<usize>) {
-    let image_start = image.place.address;
-    let image_end = image_start + image.place.length_bytes;
-    let before = range.start..range.end.min(image_start);
-    let inside = range.start.max(image_start)..range.end.min(image_end);
-    let after = range.start.max(image_end)..range.end;
+unsafe fn restore_range(base: *mut u8, contents: &Restored<'_>, range: Range<usize>) {
+    let Range { start, end } = contents.addresses;
+    let before = range.start..range.end.min(start);
+    let inside = range.start.max(start)..range.end.min(end);
+    let after = range.start.max(end)..range.end;
     for zeros in [before, after] {
         if !zeros.is_empty() {
             // SAFETY: the caller's: this lies in the memory.
             unsafe { base.wrapping_add(zeros.start).write_bytes(0, zeros.len()) };
         }
     }
-    if !inside.is_empty() {
-        let contents = image.pointer(inside.start - image_start);
+    if let Some(image) = contents.image
+        && !inside.is_empty()
+    {
+        let original = image.pointer(inside.start - start);
         // SAFETY: as above; the image is as long as the range reaches.
-        unsafe {
-            std::ptr::copy_nonoverlapping(contents, base.wrapping_add(inside.start), inside.len());
-        }
+        unsafe { std::ptr::copy_nonoverlapping(original, base.wrapping_add(inside.start), inside.len()) };
     }
 }
 
@@ -555,6 +691,7 @@ impl LentMemory {
             return false;
         }
         let (base, image) = (self.shared.base, &self.shared.pool.image);
+        let contents = Restored { addresses: image.addresses(), image: Some(image) };
         // A page becomes dirty by a fault of the thread that writes to it. Where the
         // guest ran on this thread alone, and that had none since the last time, the
         // same pages are dirty as then.
@@ -565,13 +702,13 @@ impl LentMemory {
             for range in &known.ranges {
                 // SAFETY: a part of the memory, which is in use, as its size says, and
                 // nobody runs in it.
-                unsafe { restore_range(base, image, range.clone()) };
+                unsafe { restore_range(base, &contents, range.clone()) };
             }
         } else {
             let mut ranges = self.known.take().map(|known| known.ranges).unwrap_or_default();
             ranges.clear();
             // SAFETY: as above.
-            let restored = unsafe { restore_pages(base, image, size_bytes, |dirty| ranges.push(dirty)) };
+            let restored = unsafe { restore_pages(base, &contents, size_bytes, |dirty| ranges.push(dirty)) };
             if restored.is_none() {
                 return false;
             }
@@ -628,12 +765,10 @@ unsafe impl LinearMemory for PooledMemory {
 
 impl Drop for PooledMemory {
     fn drop(&mut self) {
-        let Some(mut slot) = self.slot.take() else { return };
+        let Some(slot) = self.slot.take() else { return };
         let size_bytes = self.shared.size_bytes.swap(0, Ordering::Relaxed);
-        let pool = &self.shared.pool;
-        match slot.reset(&pool.image, size_bytes) {
-            Ok(()) => pool.put(slot),
-            Err(error) => tracing::warn!("a memory could not be reset and is given back: {error}"),
+        if let Err(error) = self.shared.pool.take_back(slot, size_bytes) {
+            tracing::warn!("a memory could not be reset and is given back: {error}");
         }
     }
 }
@@ -774,23 +909,37 @@ mod tests {
                 Engine::new(&EngineConfig { pooling: false, ..EngineConfig::default() }, None).unwrap();
             let loaded = engine.load(&wat::parse_str(source()).unwrap()).unwrap();
             assert_eq!(loaded.flavor, Flavor::PlainSnapshot);
-            Self { engine, loaded }
+            let fixture = Self { engine, loaded };
+            fixture.ask();
+            fixture
+        }
+
+        /// The component was asked for just now, for as long as the test takes.
+        fn ask(&self) {
+            self.pool().idle().asked = Some(Instant::now() + Duration::from_secs(3_600));
+        }
+
+        fn pool(&self) -> &MemoryPool {
+            self.loaded.memory.as_ref().unwrap()
         }
 
         fn guest(&self) -> Guest {
             let engine = self.engine.wasmtime(self.loaded.flavor);
-            let mut store = Store::new(engine, ());
-            store.set_epoch_deadline(1_000_000);
-            let linker: Linker<()> = Linker::new(engine);
-            let pool = self.loaded.memory.as_ref().unwrap();
-            let instance =
-                run(pool.scope(linker.instantiate_async(&mut store, &self.loaded.component))).0.unwrap();
-            Guest { store, instance }
+            guest(engine, &self.loaded)
         }
 
         fn idle_count(&self) -> usize {
-            self.loaded.memory.as_ref().unwrap().idle().len()
+            self.pool().idle().slots.len()
         }
+    }
+
+    fn guest(engine: &wasmtime::Engine, loaded: &LoadedComponent) -> Guest {
+        let mut store = Store::new(engine, ());
+        store.set_epoch_deadline(1_000_000);
+        let linker: Linker<()> = Linker::new(engine);
+        let pool = loaded.memory.as_ref().unwrap();
+        let instance = run(pool.scope(linker.instantiate_async(&mut store, &loaded.component))).0.unwrap();
+        Guest { store, instance }
     }
 
     /// Nothing here ever waits.
@@ -848,6 +997,7 @@ mod tests {
                 guest.write(random % MEMORY_BYTES, 0xff);
             }
             drop(guest);
+            fixture.ask();
             assert_eq!(fixture.idle_count(), 1, "the same slot is used again");
         }
     }
@@ -855,7 +1005,9 @@ mod tests {
     #[test]
     fn instances_side_by_side_have_memories_of_their_own() {
         let fixture = Fixture::new();
-        let (mut one, mut other) = (fixture.guest(), fixture.guest());
+        let mut one = fixture.guest();
+        fixture.ask();
+        let mut other = fixture.guest();
         one.write(DATA_START, 1);
         assert_eq!(other.read(DATA_START), expected(DATA_START));
         drop((one, other));
@@ -883,6 +1035,64 @@ mod tests {
         guest.call::<_, ()>("copy-passive", (0_u32,)).unwrap();
         assert_eq!(guest.read(6), u32::from(b'e'));
         assert!(guest.call::<_, ()>("copy-active", (0_u32,)).is_err());
+    }
+
+    /// A small component with a memory of so many pages, `fill` at an address, and
+    /// functions that read and write.
+    fn small(pages_count: u32, at: u32, fill: char) -> Vec<u8> {
+        let data: String = std::iter::repeat_n(fill, 9_000).collect();
+        wat::parse_str(format!(
+            r#"(component
+                (core module $module
+                    (memory {pages_count})
+                    (global $count (mut i32) (i32.const 0))
+                    (data (i32.const {at}) "{data}")
+                    (func (export "read") (param i32) (result i32) (i32.load8_u (local.get 0)))
+                    (func (export "write") (param i32 i32)
+                        (global.set $count (i32.const 1))
+                        (i32.store8 (local.get 0) (local.get 1))))
+                (core instance $instance (instantiate $module))
+                (func (export "read") (param "at" u32) (result u32) (canon lift (core func $instance "read")))
+                (func (export "write") (param "at" u32) (param "value" u32)
+                    (canon lift (core func $instance "write"))))"#
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_slot_that_changes_hands_has_nothing_of_who_had_it_before() {
+        let config = EngineConfig { pooling: false, ..EngineConfig::default() };
+        let engine = Engine::new(&config, None).unwrap();
+        // Contents that cover those before, lie elsewhere, reach beyond a smaller memory.
+        let parameters = [
+            (3, 70_000, 'a'),
+            (3, 66_000, 'b'),
+            (2, 1, 'c'),
+            (4, 200_000, 'd'),
+            (1, 9_000, 'e'),
+            (3, 69_000, 'f'),
+        ];
+        let components =
+            parameters.map(|(pages_count, at, fill)| engine.load(&small(pages_count, at, fill)).unwrap());
+        for round in 0..3 {
+            for (loaded, (pages_count, at, fill)) in components.iter().zip(parameters) {
+                // Nobody asked for it of late.
+                loaded.memory.as_ref().unwrap().idle().asked = None;
+                let mut guest = guest(engine.wasmtime(loaded.flavor), loaded);
+                let size_bytes = pages_count << 16;
+                for address in (0..size_bytes).step_by(509).chain([size_bytes - 1]) {
+                    let is_data = (at..at + 9_000).contains(&address);
+                    let expected = if is_data { u32::from(fill) } else { 0 };
+                    assert_eq!(guest.read(address), expected, "round {round}, {fill} at {address}");
+                    guest.write(address, 0xee);
+                }
+                assert!(guest.call::<_, (u32,)>("read", (size_bytes,)).is_err());
+                drop(guest);
+                let pool = loaded.memory.as_ref().unwrap();
+                assert_eq!(pool.idle().slots.len(), 0);
+                assert_eq!(pool.all.spare().len(), 1, "one slot for all of them");
+            }
+        }
     }
 
     #[test]
