@@ -126,7 +126,7 @@ impl Flavor {
     }
 
     /// Whether memories begin as a snapshot.
-    fn has_snapshot(self) -> bool {
+    pub(crate) fn has_snapshot(self) -> bool {
         matches!(self, Self::PlainSnapshot | Self::ConcurrentSnapshot)
     }
 }
@@ -182,6 +182,9 @@ impl EngineConfig {
         // Names of functions in a trap's backtrace come for free; file and line
         // only where a guest carries DWARF, and only when it traps.
         config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
+        // For unwinders outside of Wasmtime, which are those of native debuggers: its own needs
+        // frame pointers only. It would have to be made known at every load.
+        config.native_unwind_info(self.debug_info);
         if self.debug_info {
             config.debug_info(true);
             config.cranelift_opt_level(OptLevel::None);
@@ -193,6 +196,9 @@ impl EngineConfig {
             config.memory_init_cow(false);
             config.with_host_memory(Arc::new(memory::Creator));
             config.with_host_stack(memory::StackPool::new());
+            if memory::code::IS_USED {
+                config.with_custom_code_memory(Some(Arc::new(memory::code::Publisher)));
+            }
         } else if self.pooling {
             config.allocation_strategy(self.pool());
         }

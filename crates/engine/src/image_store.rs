@@ -112,7 +112,13 @@ pub struct ImageStore {
     key: Option<VerifyingKey>,
     verified: Arc<Mutex<HashMap<ShortDigest, Verified>>>,
     sources: Arc<SourceIndex>,
+    /// Engines whose compatibility hash is known: a handful. To compute it takes longer
+    /// than to open a file.
+    engines: Arc<Mutex<Vec<KnownEngine>>>,
 }
+
+/// An engine and its compatibility hash.
+type KnownEngine = (Engine, Arc<str>);
 
 /// Half of a digest: enough to tell images apart, since what is found by it must
 /// also have the right file name.
@@ -135,7 +141,7 @@ impl ImageStore {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(|cause| Error::ImageStore { path: folder.clone(), cause })?;
         let sources = Arc::new(SourceIndex::open(folder.join(SOURCE_INDEX_NAME)));
-        Ok(Self { folder, key: None, verified: Arc::default(), sources })
+        Ok(Self { folder, key: None, verified: Arc::default(), sources, engines: Arc::default() })
     }
 
     /// The same, and maps only what the owner of the key signed. An engine with this
@@ -226,8 +232,18 @@ impl ImageStore {
 
     /// Where the image of `source` for `engine` is or would be.
     pub fn path(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> PathBuf {
-        let flavor_name = flavor.name();
-        self.folder.join(format!("{source}-{}-{flavor_name}.cwasm", compatibility(engine)))
+        let (flavor_name, compatibility) = (flavor.name(), self.compatibility(engine));
+        self.folder.join(format!("{source}-{compatibility}-{flavor_name}.cwasm"))
+    }
+
+    fn compatibility(&self, engine: &Engine) -> Arc<str> {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = engines.iter().find(|(known, _)| Engine::same(known, engine)) {
+            return known.clone();
+        }
+        let computed: Arc<str> = compatibility(engine).into();
+        engines.push((engine.clone(), computed.clone()));
+        computed
     }
 
     /// Maps an image if the store holds a sound one; `None` if it must be compiled.
@@ -302,14 +318,20 @@ fn short(digest: &Digest) -> ShortDigest {
 
 /// Maps the file at `path` that is known to hold what the compiler wrote.
 fn map(path: PathBuf, file: &File, engine: &Engine, verified: &Verified) -> Result<Mapped, String> {
-    // Through the descriptor, so that what is mapped is what was verified.
-    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let image_bytes = verified.identity.size_bytes();
     // SAFETY: the callers have compared the checksum of this very file, now or when it
     // had the same identity, so these are the bytes that `insert` was given by the
     // compiler; and the engine's own header check (inside) refuses an image of another
     // engine version or configuration.
-    let component =
-        unsafe { Component::deserialize_file(engine, descriptor) }.map_err(|error| error.to_string())?;
+    let component = unsafe {
+        if memory::code::IS_USED && verified.flavor.has_snapshot() {
+            memory::code::map(engine, file, usize::try_from(image_bytes).unwrap_or(usize::MAX))?
+        } else {
+            // Through the descriptor, so that what is mapped is what was verified.
+            let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+            Component::deserialize_file(engine, descriptor).map_err(|error| error.to_string())?
+        }
+    };
     let memory = verified
         .memory
         .map(|facts| {
@@ -318,7 +340,7 @@ fn map(path: PathBuf, file: &File, engine: &Engine, verified: &Verified) -> Resu
                 .ok_or("its memory is not in it")
         })
         .transpose()?;
-    Ok(Mapped { component, memory, image_bytes: verified.identity.size_bytes() })
+    Ok(Mapped { component, memory, image_bytes })
 }
 
 /// Returns the identity of what was written, and where the memory's contents are in it.

@@ -39,7 +39,7 @@ impl MappedImage {
 }
 
 /// What is mapped in all. An image takes three mappings (what comes before its code,
-/// the code, what comes after) and one descriptor.
+/// the code, what comes after), and one descriptor unless its memory comes from our own pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MappedTotals {
     /// How many images.

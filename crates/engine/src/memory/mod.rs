@@ -30,6 +30,7 @@
 //! it becomes a *spare* one. Whichever component needs a slot next has its contents mapped
 //! over those, and finds addresses, page tables and zeroed pages there.
 
+pub(crate) mod code;
 mod dirty_pages;
 mod faults;
 mod pool;
