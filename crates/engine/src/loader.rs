@@ -22,7 +22,6 @@ use crate::{
     cores::cores_count,
     debugger::Registration,
     epoch::EpochTicker,
-    heap,
     image_store::{Image, Mapped},
     images::MappedImages,
     memory::{
@@ -148,7 +147,6 @@ impl Engine {
             Some(image) => image,
             None => {
                 let flavor = images.verified_flavor(&digest)?;
-                heap::make_room();
                 let mapped = images.load_verified(&digest, self.wasmtime(flavor), flavor)?;
                 self.insert(mapped, flavor, digest)
             }

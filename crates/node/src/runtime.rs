@@ -411,9 +411,6 @@ impl Runtime {
         let known: Option<Vec<_>> =
             wanted.iter().map(|wanted| self.engine.load_known(&wanted.path).map(Ok)).collect();
         if let Some(known) = known {
-            // After the request that waits for this: its task does not give way before it
-            // has written what it has to say.
-            tokio::spawn(async { wisp_engine::make_room() });
             return known;
         }
         let _turn = self.slow_loads.acquire().await;
