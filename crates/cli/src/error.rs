@@ -17,6 +17,9 @@ pub(crate) enum Error {
     /// An image cannot be made, pushed, pulled or unpacked.
     #[error(transparent)]
     Image(#[from] wisp_image::Error),
+    /// Code that the manifest names and that is elsewhere cannot be had.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Packages(Vec<wisp_image::Error>),
     /// The server cannot start.
     #[error(transparent)]
     Serve(#[from] wisp_trigger::Error),
@@ -134,7 +137,7 @@ impl Error {
     /// The stable code of this error, unless it is several.
     pub(crate) fn code(&self) -> Option<&str> {
         match self {
-            Self::Diagnostics(_) | Self::Load(_) | Self::Several(_) => None,
+            Self::Diagnostics(_) | Self::Load(_) | Self::Packages(_) | Self::Several(_) => None,
             Self::Develop(error) => Some(error.code()),
             Self::Missing { .. } => Some("WISP-E0520"),
             Self::UnknownCommand { .. } => Some("WISP-E0521"),
@@ -161,7 +164,7 @@ impl Error {
     /// What to do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Diagnostics(_) | Self::Load(_) | Self::Several(_) => None,
+            Self::Diagnostics(_) | Self::Load(_) | Self::Packages(_) | Self::Several(_) => None,
             Self::Develop(error) => error.hint(),
             Self::Missing { hint, .. } => Some(hint.clone()),
             Self::UnknownCommand { .. } => {

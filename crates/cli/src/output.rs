@@ -32,6 +32,11 @@ pub(crate) fn print_error(error: &Error) {
                 print_one(error.code(), &error.to_string(), error.hint());
             }
         }
+        Error::Packages(errors) => {
+            for error in errors {
+                print_one(error.code(), &error.to_string(), error.hint());
+            }
+        }
         Error::Several(errors) => {
             for error in errors {
                 print_one(error.code(), &error.to_string(), error.hint());

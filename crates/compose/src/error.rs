@@ -214,9 +214,11 @@ impl Error {
                 "remove the target from `targets`, build for it, or skip this with `--skip-target-checks`"
                     .into(),
             ),
-            Self::NotHere { .. } => {
-                Some("build or download it first, and name the file with `path = \"…\"`".into())
-            }
+            Self::NotHere { .. } => Some(
+                "build it first, or serve the app from its image: `wisp registry push` and `wisp deploy` \
+                 pack what it needs"
+                    .into(),
+            ),
             Self::Cycle { .. } => Some("break the circle: one of them has to do without the other".into()),
             Self::Bindings { .. } => {
                 Some("write the WIT yourself, and build with `--skip-generate-wits`".into())

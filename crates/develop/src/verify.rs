@@ -5,13 +5,16 @@
 use std::{borrow::Cow, fs, path::Path};
 
 use wasmparser::Parser;
+pub use wisp_compose::target::{MAX_DEFINITION_BYTES, WorldPackage};
 use wisp_compose::{
     Code,
-    target::{Environment, MAX_DEFINITION_BYTES},
+    target::{Environment, Needs},
 };
 use wisp_engine::normalize::normalize;
 use wisp_manifest::{
     App, MANIFEST_FILE_NAME,
+    id::Label,
+    locked::SERVICE_CHAINING,
     model::{Component, HttpTarget, Source, Target, TriggerKind},
 };
 use wisp_node::{AppSettings, Runtime};
@@ -35,6 +38,21 @@ pub struct NotGranted {
     pub line: Option<usize>,
 }
 
+/// What definitions of targets need that is not on this machine.
+pub trait TargetSources {
+    /// What is at a URL.
+    ///
+    /// # Errors
+    /// Why it is not to be had.
+    fn definition(&self, url: &url::Url) -> Result<String, String>;
+
+    /// A package of WIT.
+    ///
+    /// # Errors
+    /// Why it is not to be had.
+    fn package(&self, wanted: &WorldPackage) -> Result<Vec<u8>, String>;
+}
+
 /// Whether all imports of all components are there. Compiles what was not compiled yet,
 /// into the folder of images that `wisp up` uses too.
 ///
@@ -53,7 +71,7 @@ pub fn check_imports(runtime: &Runtime, app: &App) -> Result<(), wisp_node::Erro
 ///
 /// # Errors
 /// Everything that does not fit.
-pub fn check_targets(runtime: &Runtime, app: &App) -> Result<(), Vec<Error>> {
+pub fn check_targets(runtime: &Runtime, app: &App, sources: &dyn TargetSources) -> Result<(), Vec<Error>> {
     let has_targets =
         |component: &Component| component.targets.as_ref().is_some_and(|targets| !targets.is_empty());
     if app.targets.is_empty() && !app.components.values().any(has_targets) {
@@ -75,13 +93,18 @@ pub fn check_targets(runtime: &Runtime, app: &App) -> Result<(), Vec<Error>> {
         let kind = (component.id.as_str(), trigger.kind.type_name());
         if !seen.contains(&kind) {
             seen.push(kind);
-            errors.extend(check_component(&composed.app, component, kind.1));
+            errors.extend(check_component(&composed.app, component, kind.1, sources));
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-fn check_component(app: &App, component: &Component, trigger: &str) -> Vec<Error> {
+fn check_component(
+    app: &App,
+    component: &Component,
+    trigger: &str,
+    sources: &dyn TargetSources,
+) -> Vec<Error> {
     let targets = component.targets.as_ref().unwrap_or(&app.targets);
     let Source::Path(source) = &component.source else { return Vec::new() };
     let path = app.directory.join(source);
@@ -99,10 +122,21 @@ fn check_component(app: &App, component: &Component, trigger: &str) -> Vec<Error
     };
     let name = format!("component `{}`", component.id);
     let code = Code { name: &name, bytes: &component_bytes };
-    targets.iter().filter_map(|target| check_target(app, target, &code, trigger).err()).collect()
+    let labels = |labels: &[Label]| labels.iter().map(ToString::to_string).collect();
+    let needs = Needs {
+        capabilities: component.calls_others().then(|| SERVICE_CHAINING.to_owned()).into_iter().collect(),
+        key_value_stores: labels(&component.key_value_stores),
+        sqlite_databases: labels(&component.sqlite_databases),
+        ai_models: component.ai_models.clone(),
+    };
+    let check =
+        |target| environment(app, target, sources)?.check(&code, trigger, &needs).map_err(Error::from);
+    targets.iter().filter_map(|target| check(target).err()).collect()
 }
 
-fn check_target(app: &App, target: &Target, code: &Code<'_>, trigger: &str) -> Result<(), Error> {
+/// What a target asks for.
+fn environment(app: &App, target: &Target, sources: &dyn TargetSources) -> Result<Environment, Error> {
+    let packages = |wanted: &WorldPackage| sources.package(wanted);
     let environment = match target {
         Target::Named(name) => Environment::named(name)?,
         Target::Path(path) => {
@@ -115,14 +149,18 @@ fn check_target(app: &App, target: &Target, code: &Code<'_>, trigger: &str) -> R
             }
             let text = fs::read_to_string(&file).map_err(Error::file("read", &file))?;
             let folder = file.parent().unwrap_or(&app.directory);
-            Environment::parse(&path.display().to_string(), &text, folder)?
+            Environment::parse(&path.display().to_string(), &text, folder, &packages)?
         }
         Target::Url(url) => {
-            let message = "it is at a URL, from where this version fetches nothing".to_owned();
-            return Err(wisp_compose::Error::Target { target: url.to_string(), message }.into());
+            let target = url.to_string();
+            let text = sources
+                .definition(url)
+                .map_err(|message| wisp_compose::Error::Target { target: target.clone(), message })?;
+            // Paths in it would be of another machine.
+            Environment::parse(&target, &text, &app.directory, &packages)?
         }
     };
-    Ok(environment.check(code, trigger)?)
+    Ok(environment)
 }
 
 /// What components import and are not granted. Components that cannot be read are left

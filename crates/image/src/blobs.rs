@@ -62,6 +62,11 @@ impl Blobs {
         &self.folder
     }
 
+    /// The file that a blob is in, whether it is there or not.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.folder.join(FOLDER).join(digest.hex())
+    }
+
     /// Writes a blob, piece by piece. When this returns, it is durable.
     ///
     /// # Errors
@@ -203,7 +208,7 @@ impl Blobs {
     /// What was written beside content that is there: the content counts as written now, and the
     /// copy goes when nobody waits for that any more.
     async fn settle(&self, digest: &Digest, spare: StorePath) -> Result<(), Error> {
-        let path = self.folder.join(FOLDER).join(digest.hex());
+        let path = self.path(digest);
         let touched = std::fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         match touched {
             Ok(()) => {

@@ -4,12 +4,13 @@
 //! what is missing is sent, what was fetched is kept by digest in the user's cache,
 //! and a pull that was killed goes on where it ended.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -27,10 +28,10 @@ use crate::{Blobs, Content, Digest, Error, Image, Unpacked};
 pub const MAX_PARALLEL_COUNT: usize = 16;
 
 /// How long a registry may take to let itself be connected to.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a registry may say nothing.
-const READ_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const READ_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a token is used where the registry does not say: as long as a large push
 /// takes.
@@ -38,6 +39,13 @@ const TOKEN_AGE_SECONDS: usize = 300;
 
 /// The largest blob that is fetched.
 const MAX_BLOB_BYTES: u64 = 10 << 30;
+
+/// Content that is used counts as written anew, but not more often: whoever knows a file by
+/// its times would read it again.
+const MIN_TOUCH_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Tags that are asked for at once.
+const TAGS_PAGE_COUNT: usize = 100;
 
 /// Where fetched content is, below the cache's folder.
 const CACHED: &str = "blobs";
@@ -288,7 +296,9 @@ impl Client {
             .await?;
         // Last: an image whose manifest is there is complete.
         self.blobs.put_bytes(bytes).await?;
-        self.make_room(&manifest, &digest).await?;
+        let mut keep: HashSet<Digest> = manifest.layers.iter().map(|layer| layer.digest).collect();
+        keep.extend([manifest.config.digest, digest]);
+        self.make_room(&keep).await?;
         let cached_count = cached.into_inner();
         Ok(Pulled {
             digest,
@@ -316,9 +326,8 @@ impl Client {
         Ok(unpacked)
     }
 
-    /// Removes the oldest blobs if there are too many, but none of an image that was
-    /// just pulled.
-    async fn make_room(&self, manifest: &ImageManifest, digest: &Digest) -> Result<(), Error> {
+    /// Removes the oldest blobs if there are too many, but none of these.
+    pub(crate) async fn make_room(&self, keep: &HashSet<Digest>) -> Result<(), Error> {
         let mut blobs: Vec<_> = self.blobs.list().try_collect().await?;
         let mut size: u64 = blobs.iter().map(|blob| blob.size).sum();
         blobs.sort_by_key(|blob| blob.written);
@@ -326,15 +335,58 @@ impl Client {
             if size <= self.settings.limits.max_bytes {
                 break;
             }
-            let layers = manifest.layers.iter().chain([&manifest.config]);
-            let is_new =
-                blob.digest == *digest || layers.into_iter().any(|layer| layer.digest == blob.digest);
-            if !is_new {
+            if !keep.contains(&blob.digest) {
                 self.blobs.delete(&blob.digest).await?;
                 size -= blob.size;
             }
         }
         Ok(())
+    }
+
+    /// Certificates (PEM) that are trusted besides the machine's.
+    pub(crate) fn trusted(&self) -> &[Vec<u8>] {
+        &self.settings.trusted
+    }
+
+    /// Where content is fetched to until it is complete.
+    pub(crate) fn partial(&self, digest: &Digest) -> PathBuf {
+        self.settings.cache.join(PARTIAL).join(digest.hex())
+    }
+
+    /// The file with content that is in the cache.
+    pub(crate) async fn cached(&self, digest: &Digest) -> Result<Option<PathBuf>, Error> {
+        let Some(known) = self.blobs.info(digest).await? else { return Ok(None) };
+        let path = self.blobs.path(digest);
+        let age = known.written.elapsed().unwrap_or_default();
+        if age > MIN_TOUCH_AGE {
+            // A cache that can only be read is a cache.
+            let touched = fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+            if let Err(cause) = touched {
+                tracing::debug!("`{}` cannot be touched: {cause}", path.display());
+            }
+        }
+        Ok(Some(path))
+    }
+
+    /// The file with a blob, which is fetched.
+    pub(crate) async fn fetched(&self, session: &Session, blob: &Descriptor) -> Result<PathBuf, Error> {
+        session.fetch(self, blob, &Meter::new(1, &|_| {})).await?;
+        Ok(self.blobs.path(&blob.digest))
+    }
+
+    /// A session with credentials and a protocol that are perhaps those of the caller.
+    pub(crate) async fn session_for(
+        &self,
+        reference: &ImageReference,
+        auth: Option<RegistryAuth>,
+        operation: RegistryOperation,
+        is_plain: Option<bool>,
+    ) -> Result<Session, Error> {
+        let auth = match auth {
+            Some(auth) => auth,
+            None => self.auth(reference).await?,
+        };
+        self.session_as(reference, auth, operation, is_plain).await
     }
 
     /// Fetches the manifest of an image and nothing else.
@@ -355,7 +407,8 @@ impl Client {
         let reference = Reference::from_str(&format!("{registry}/login"))
             .map_err(|error| Error::Reference { text: registry.to_owned(), reason: error.to_string() })?;
         let auth = RegistryAuth::Basic(username.to_owned(), password.to_owned());
-        let session = self.session_as(&ImageReference(reference), auth, RegistryOperation::Pull).await?;
+        let session =
+            self.session_as(&ImageReference(reference), auth, RegistryOperation::Pull, None).await?;
         // Whoever is let in is told that there is no such repository, or that they may
         // not see it.
         match session.oci.list_tags(&session.reference.0, &RegistryAuth::Anonymous, Some(1), None).await {
@@ -373,12 +426,15 @@ impl Client {
         reference: &ImageReference,
         operation: RegistryOperation,
     ) -> Result<Session, Error> {
+        self.session_for(reference, None, operation, None).await
+    }
+
+    /// Who one is at a registry.
+    async fn auth(&self, reference: &ImageReference) -> Result<RegistryAuth, Error> {
         let store = self.settings.credentials.clone();
         let registry = reference.registry().to_owned();
         // A helper of Docker's is a program that takes its time.
-        let auth =
-            tokio::task::spawn_blocking(move || credentials::find(store.as_ref(), &registry)).await??;
-        self.session_as(reference, auth, operation).await
+        tokio::task::spawn_blocking(move || credentials::find(store.as_ref(), &registry)).await?
     }
 
     async fn session_as(
@@ -386,8 +442,10 @@ impl Client {
         reference: &ImageReference,
         auth: RegistryAuth,
         operation: RegistryOperation,
+        is_plain: Option<bool>,
     ) -> Result<Session, Error> {
-        let is_tls = !self.settings.insecure && !is_local(reference.registry());
+        let is_plain = is_plain.unwrap_or_else(|| self.settings.insecure || is_local(reference.registry()));
+        let is_tls = !is_plain;
         let certificates = self
             .settings
             .trusted
@@ -420,7 +478,7 @@ impl Client {
 const UNAUTHORIZED: &str = "it does not know who you are";
 
 /// Whether a registry is on this machine, where nobody has certificates.
-fn is_local(registry: &str) -> bool {
+pub(crate) fn is_local(registry: &str) -> bool {
     let host = match registry.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => registry,
@@ -429,7 +487,7 @@ fn is_local(registry: &str) -> bool {
 }
 
 /// What a client does with one registry.
-struct Session {
+pub(crate) struct Session {
     oci: OciClient,
     reference: ImageReference,
     auth: RegistryAuth,
@@ -454,6 +512,46 @@ impl Session {
             crate::blobs::verify(&expected, digest)?;
         }
         Ok((bytes, digest))
+    }
+
+    /// The tags of the repository, as far as there are not too many.
+    pub(crate) async fn tags(&self, max_count: usize) -> Result<Vec<String>, Error> {
+        let mut tags: Vec<String> = Vec::new();
+        loop {
+            let last = tags.last().map(String::as_str);
+            let listed = self.oci.list_tags(&self.reference.0, &self.auth, Some(TAGS_PAGE_COUNT), last).await;
+            let listed = listed.map_err(|error| self.failed(error))?.tags;
+            // Registries that know no pages begin again.
+            let count = tags.len();
+            tags.extend(listed);
+            let known: HashSet<String> = tags[..count].iter().cloned().collect();
+            let mut position = 0;
+            tags.retain(|tag| {
+                position += 1;
+                position <= count || !known.contains(tag)
+            });
+            if tags.len() == count {
+                return Ok(tags);
+            }
+            if tags.len() > max_count {
+                return Err(Error::TooMuch { what: "the number of tags", limit: max_count as u64 });
+            }
+        }
+    }
+
+    /// The component that an artifact consists of.
+    pub(crate) async fn component(&self) -> Result<Descriptor, Error> {
+        let (bytes, _) = self.manifest().await?;
+        let manifest = ImageManifest::parse(&bytes)?;
+        let not_one = |reason: &str| Error::NotAPackage {
+            reference: self.reference.to_string(),
+            reason: reason.to_owned(),
+        };
+        match manifest.layers.as_slice() {
+            [layer] if layer.is_component() => Ok(layer.clone()),
+            [_] => Err(not_one("its only layer is no component")),
+            _ => Err(not_one("it has more or less than one layer")),
+        }
     }
 
     async fn send(&self, content: &Content, digest: &Digest, size: u64) -> Result<(), Error> {
@@ -587,7 +685,7 @@ fn by_age(folder: &Path) -> Result<Vec<(PathBuf, Duration)>, Error> {
 }
 
 /// An error with its causes: the first alone says only that something failed.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -602,7 +700,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// One process at a time fetches a blob; another finds it done. The lock goes with the
 /// file's descriptor, so that no killed process leaves it.
-async fn lock(file: &tokio::fs::File, path: &Path) -> Result<(), Error> {
+pub(crate) async fn lock(file: &tokio::fs::File, path: &Path) -> Result<(), Error> {
     let file = file.try_clone().await.map_err(Error::file("open", path))?.into_std().await;
     let locked = tokio::task::spawn_blocking(move || file.lock()).await?;
     locked.map_err(Error::file("lock", path))

@@ -118,6 +118,78 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Code that the manifest names and that is elsewhere cannot be had.
+    #[error("{place}{what}: {cause}")]
+    Elsewhere {
+        /// Where the manifest names it: `spin.toml:12: `.
+        place: String,
+        /// What it is to the app.
+        what: String,
+        /// Why not.
+        cause: Box<Error>,
+    },
+    /// Nothing is to be had at a URL.
+    #[error("`{url}` cannot be fetched: {reason}")]
+    Download {
+        /// The URL.
+        url: url::Url,
+        /// What happened.
+        reason: String,
+    },
+    /// What was fetched is not what it was said to be.
+    #[error("{what} has the digest `{found}`, and `{expected}` is expected")]
+    OtherContent {
+        /// What was fetched.
+        what: String,
+        /// What it should hash to.
+        expected: Digest,
+        /// What it hashes to.
+        found: Digest,
+        /// Where it stands what it should hash to.
+        place: &'static str,
+    },
+    /// No registry is known to have a package.
+    #[error("no registry is known that has the package `{package}`")]
+    NoRegistry {
+        /// Which package.
+        package: String,
+    },
+    /// A package has no version that will do.
+    #[error("`{registry}` has no version of `{package}` that fits `{requirement}`")]
+    NoVersion {
+        /// Which package.
+        package: String,
+        /// Which versions would do.
+        requirement: String,
+        /// The registry.
+        registry: String,
+        /// The highest that there are.
+        found: Vec<String>,
+    },
+    /// The user's settings for registries of packages cannot be used.
+    #[error("the settings for packages in `{path}` cannot be used: {reason}", path = path.display())]
+    PackageSettings {
+        /// Where they are.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file that says what requirements stand for cannot be used.
+    #[error("`{path}` cannot be used: {reason}", path = path.display())]
+    LockFile {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An artifact is no package.
+    #[error("`{reference}` is no package: {reason}")]
+    NotAPackage {
+        /// Which one.
+        reference: String,
+        /// What is missing or too much.
+        reason: String,
+    },
     /// A task of ours was ended.
     #[error("the work was ended before it was done")]
     Ended,
@@ -144,6 +216,14 @@ impl Error {
             Self::Registry { .. } => "WISP-E0814",
             Self::Credentials { .. } => "WISP-E0815",
             Self::Ended => "WISP-E0816",
+            Self::Elsewhere { cause, .. } => cause.code(),
+            Self::Download { .. } => "WISP-E0817",
+            Self::OtherContent { .. } => "WISP-E0818",
+            Self::NoRegistry { .. } => "WISP-E0819",
+            Self::PackageSettings { .. } => "WISP-E0820",
+            Self::LockFile { .. } => "WISP-E0821",
+            Self::NoVersion { .. } => "WISP-E0822",
+            Self::NotAPackage { .. } => "WISP-E0823",
         }
     }
 
@@ -163,6 +243,31 @@ impl Error {
             }
             Self::Registry { .. } => Some("check its name and whether it runs".to_owned()),
             Self::Credentials { .. } => Some("mend or remove the file, then sign in again".to_owned()),
+            Self::Elsewhere { cause, .. } => cause.hint(),
+            Self::Download { .. } => Some("check the URL, and whether this machine reaches it".to_owned()),
+            Self::OtherContent { place: crate::packages::lock::LOCK_FILE_NAME, .. } => Some(
+                "somebody put other content in its place; if you trust it, take it with \
+                 `wisp build --update`"
+                    .to_owned(),
+            ),
+            Self::OtherContent { found, .. } => Some(format!(
+                "somebody put other content in its place, or the digest is wrong; if you trust it, \
+                 write `digest = \"{found}\"`"
+            )),
+            Self::NoRegistry { package } => Some(format!(
+                "name one with `registry = \"HOST\"`, or that of the namespace `{}` in \
+                 `wasm-pkg/config.toml`, below `[namespace_registries]`",
+                package.split(':').next().unwrap_or(package)
+            )),
+            Self::NoVersion { found, .. } if found.is_empty() => {
+                Some("it has no version at all; check the package's name and the registry".to_owned())
+            }
+            Self::NoVersion { found, .. } => Some(format!("the highest are {}", found.join(", "))),
+            Self::PackageSettings { .. } => Some("mend the file, or remove it".to_owned()),
+            Self::LockFile { .. } => {
+                Some("mend or remove it; `wisp build --update` makes it anew".to_owned())
+            }
+            Self::NotAPackage { .. } => Some("publish one with `wkg oci push` or `wkg publish`".to_owned()),
             Self::App(_)
             | Self::File { .. }
             | Self::Manifest { .. }

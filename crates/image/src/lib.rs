@@ -22,6 +22,11 @@
 //!    not there, with a `spin.lock` that `wisp up` and a node read as they read a
 //!    `spin.toml`.
 //!
+//! # Code from elsewhere
+//!
+//! Components need not be in an app's folder: [`packages`] fetches what a manifest names by
+//! a URL or as a package of a registry, before anything else is done with the app.
+//!
 //! # Limits
 //!
 //! Manifests, configurations, blobs, archives, uploads, pages of lists: each has a
@@ -36,6 +41,7 @@ mod digest;
 mod error;
 pub mod format;
 mod pack;
+pub mod packages;
 pub mod registry;
 mod unpack;
 

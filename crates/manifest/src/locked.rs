@@ -29,7 +29,6 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
-use crate::allowed_hosts::AllowedHost;
 use crate::diagnostics::{Diagnostics, Rule, Subject};
 use crate::load::Checked;
 use crate::model::{
@@ -48,7 +47,7 @@ pub const MAX_LOCKED_BYTES: u64 = 32 * 1024 * 1024;
 pub const WISP_KEY: &str = "wisp";
 
 /// What a component needs that calls others of its app.
-const SERVICE_CHAINING: &str = "local_service_chaining";
+pub const SERVICE_CHAINING: &str = "local_service_chaining";
 
 /// What a component needs that has others in front of it.
 const MIDDLEWARE: &str = "middleware";
@@ -474,11 +473,7 @@ impl LockedComponent {
         put_table(&mut metadata, WISP_KEY, wisp);
 
         let mut host_requirements = FreeTable::new();
-        let chains = component.allowed_outbound_hosts.iter().any(|host| {
-            let host = host.as_literal().and_then(|host| AllowedHost::parse(host).ok());
-            host.is_some_and(|host| host.chained().is_some())
-        });
-        if chains {
+        if component.calls_others() {
             host_requirements.insert(SERVICE_CHAINING.to_owned(), json!(REQUIRED));
         }
         Self {

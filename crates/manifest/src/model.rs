@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use indexmap::{IndexMap, IndexSet};
 
+use crate::allowed_hosts::AllowedHost;
 use crate::id::{ComponentId, Label, TriggerId, VariableName};
 use crate::route::RoutePattern;
 use crate::template::Template;
@@ -609,6 +610,16 @@ impl App {
             .flat_map(|trigger| trigger.kind.components())
             .collect();
         self.components.values().filter(|component| needed.contains(&component.id)).collect()
+    }
+}
+
+impl Component {
+    /// Whether it may call other components of its app.
+    pub fn calls_others(&self) -> bool {
+        self.allowed_outbound_hosts.iter().any(|host| {
+            let host = host.as_literal().and_then(|host| AllowedHost::parse(host).ok());
+            host.is_some_and(|host| host.chained().is_some())
+        })
     }
 }
 

@@ -474,7 +474,7 @@ impl Planner<'_> {
         chain: &mut Vec<ComponentId>,
     ) -> Result<Plan, Fault> {
         let elsewhere = |place: &str| {
-            let message = format!("it is {place}, from where this version fetches nothing");
+            let message = format!("it is {place}, from where a node fetches nothing");
             Err(Cause::NotHere { part: label.clone(), message }.into())
         };
         let path = match source {

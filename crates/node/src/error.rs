@@ -34,8 +34,8 @@ pub enum Error {
         /// What there is.
         known: Vec<String>,
     },
-    /// The component's code lies where this version does not fetch it from.
-    #[error("component `{component}` has its code in {place}, which this version does not fetch")]
+    /// The component's code lies where a node does not fetch it from.
+    #[error("component `{component}` has its code in {place}, from where a node fetches nothing")]
     UnsupportedSource {
         /// The component's id.
         component: String,
@@ -200,9 +200,10 @@ impl Error {
                     .into(),
             ),
             Self::UnknownComponent { known, .. } => Some(format!("known components: {}", known.join(", "))),
-            Self::UnsupportedSource { .. } => {
-                Some("download the component and name the file: `source = \"file.wasm\"`".into())
-            }
+            Self::UnsupportedSource { .. } => Some(
+                "serve the app from its image: `wisp registry push` and `wisp deploy` pack what it needs"
+                    .into(),
+            ),
             Self::Composition { cause, .. } => cause.hint(),
             Self::AllowedHosts { .. } => Some(
                 "entries of `allowed_outbound_hosts` read `scheme://host:port` after variables are filled in"

@@ -21,6 +21,7 @@ use wisp_node::{Runtime, RuntimeSettings};
 
 use super::{
     common::{Format, image_dir, unwrap_checked},
+    packages::{Targets, fetched_anew},
     up::Up,
 };
 use crate::{error::Error, output};
@@ -64,6 +65,11 @@ pub(crate) struct Build {
     #[arg(long, value_name = "FORMAT", default_value = "plain", conflicts_with = "up")]
     format: Format,
 
+    /// Take packages in the newest versions that the manifest allows, whatever `wisp.lock`
+    /// says.
+    #[arg(long)]
+    update: bool,
+
     /// Do not check what the components import.
     #[arg(long)]
     skip_checks: bool,
@@ -106,6 +112,7 @@ impl Build {
             false => None,
         };
         let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
+        let app = fetched_anew(app, None, self.update)?;
         let settings = Settings {
             only: self.component_id.clone(),
             always: self.no_cache,
@@ -127,7 +134,7 @@ impl Build {
             Format::Plain => summary.optimized.iter().for_each(|report| output::data(&table(report))),
         }
         if !self.skip_checks && self.component_id.is_empty() {
-            check(&app, &self.from, self.skip_target_checks)?;
+            check(&app, &self.from, self.skip_target_checks, self.update)?;
         }
         match up {
             Some(up) => up.run(),
@@ -209,7 +216,7 @@ pub(crate) fn build_tests(app: &App) -> Result<(), Error> {
 }
 
 /// Links what was built, and names what is not granted.
-fn check(app: &App, manifest: &Path, skip_targets: bool) -> Result<(), Error> {
+fn check(app: &App, manifest: &Path, skip_targets: bool, update: bool) -> Result<(), Error> {
     if app.components.is_empty() {
         return Ok(());
     }
@@ -220,7 +227,7 @@ fn check(app: &App, manifest: &Path, skip_targets: bool) -> Result<(), Error> {
     })?;
     verify::check_imports(&runtime, app).map_err(Error::Load)?;
     if !skip_targets {
-        verify::check_targets(&runtime, app).map_err(Error::Several)?;
+        verify::check_targets(&runtime, app, &Targets::new(app, update)).map_err(Error::Several)?;
     }
     for missing in verify::not_granted(app, manifest) {
         let place = match missing.line {

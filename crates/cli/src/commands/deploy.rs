@@ -19,6 +19,7 @@ use wisp_manifest::{App, MANIFEST_FILE_NAME};
 use super::{
     build::build_app,
     common::{composed, unwrap_checked},
+    packages::fetched,
 };
 use crate::{
     client::{Client, FormatFlag, OutputFormat, ServerFlags, block_on, confirm, milliseconds},
@@ -98,7 +99,7 @@ struct Timed {
 
 impl Deploy {
     pub(crate) fn run(&self) -> Result<(), Error> {
-        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
+        let app = fetched(unwrap_checked(App::read(&self.from, self.profile.as_deref()))?, None)?;
         if self.build {
             let settings =
                 wisp_develop::build::Settings { has_color: output::has_color(), ..Default::default() };

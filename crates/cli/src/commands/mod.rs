@@ -16,6 +16,7 @@ mod kv;
 mod login;
 mod logs;
 pub(crate) mod new;
+mod packages;
 pub(crate) mod registry;
 mod releases;
 mod resources;

@@ -21,6 +21,7 @@ use wisp_manifest::App;
 
 use super::build::build_app;
 use super::common::{composed, parse_pair, unwrap_checked, user_cache_dir};
+use super::packages::fetched;
 use crate::{error::Error, output};
 
 /// Where images are kept, below the cache folder.
@@ -194,7 +195,8 @@ impl Registry {
 impl Push {
     fn run(&self) -> Result<(), Error> {
         let started = Instant::now();
-        let mut app = read_app(&self.from, self.profile.as_deref())?;
+        let app = read_app(&self.from, self.profile.as_deref())?;
+        let mut app = fetched(app, Some(&self.connection.cache()))?;
         if self.build {
             let settings = BuildSettings { has_color: output::has_color(), ..BuildSettings::default() };
             build_app(&app, &settings)?;
@@ -371,7 +373,7 @@ pub(crate) fn pull_app(reference: &ImageReference, insecure: bool, cache: &Path)
     Ok(unpacked.app)
 }
 
-fn client(insecure: bool, cache: &Path) -> Result<Client, Error> {
+pub(crate) fn client(insecure: bool, cache: &Path) -> Result<Client, Error> {
     let credentials = CredentialStore::of_user();
     let settings =
         ClientSettings { insecure, cache: cache.join(IMAGES), credentials, ..ClientSettings::default() };

@@ -14,6 +14,7 @@ use wisp_manifest::{App, MANIFEST_FILE_NAME};
 use super::{
     build::{build_app, build_tests},
     common::{Format, image_dir, parse_duration, unwrap_checked},
+    packages::fetched,
 };
 use crate::{error::Error, output};
 
@@ -89,8 +90,13 @@ impl Test {
             output::data(test::WIT);
             return Ok(());
         }
-        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
+        let app = self.app()?;
         if self.watch { self.run_at_edits(app) } else { self.run_once(&app) }
+    }
+
+    fn app(&self) -> Result<App, Error> {
+        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
+        fetched(app, self.cache_dir.as_deref())
     }
 
     /// Builds and tests, and again after each edit.
@@ -108,7 +114,7 @@ impl Test {
             let Some(change) = watcher.next(DEFAULT_DEBOUNCE) else { return Ok(()) };
             result = match change.is_manifest {
                 false => self.run_once(&app),
-                true => unwrap_checked(App::read(&self.from, self.profile.as_deref())).and_then(|read| {
+                true => self.app().and_then(|read| {
                     watcher.follow(&read, &manifest, &jobs(&read, &[])?)?;
                     app = read;
                     self.run_once(&app)

@@ -23,6 +23,7 @@ use super::common::{
     CeilingFlags, Format, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, parse_pair,
     stop_signal, unwrap_checked, user_cache_dir,
 };
+use super::packages::fetched;
 use super::registry::pull_app;
 use crate::{error::Error, output};
 
@@ -394,7 +395,8 @@ impl Up {
         if is_component {
             return Ok(App::for_component_file(&self.from));
         }
-        unwrap_checked(App::read(&self.from, self.profile.as_deref()))
+        let app = unwrap_checked(App::read(&self.from, self.profile.as_deref()))?;
+        fetched(app, Some(&self.cache_dir()))
     }
 
     fn runtime_config(&self) -> Result<RuntimeConfig, Error> {

@@ -19,6 +19,7 @@ use wisp_manifest::{App, MANIFEST_FILE_NAME};
 use super::{
     build::build_app,
     common::unwrap_checked,
+    packages::fetched,
     up::{Started, Up},
 };
 use crate::{error::Error, output};
@@ -78,7 +79,7 @@ impl Watch {
         let manifest =
             if self.from.is_dir() { self.from.join(MANIFEST_FILE_NAME) } else { self.from.clone() };
         let debounce = Duration::from_millis(self.debounce);
-        let app = unwrap_checked(App::read(&manifest, self.profile.as_deref()))?;
+        let app = fetched(unwrap_checked(App::read(&manifest, self.profile.as_deref()))?, None)?;
         let jobs = self.jobs(&app)?;
         let mut watcher = Watcher::new(&app, &manifest, &jobs)?;
         let mut result = self.build(&app);
@@ -147,7 +148,7 @@ impl Loop {
         let build_started = Instant::now();
         let mut app = None;
         if change.is_manifest {
-            let read = unwrap_checked(App::read(&self.manifest, self.profile.as_deref()))?;
+            let read = fetched(unwrap_checked(App::read(&self.manifest, self.profile.as_deref()))?, None)?;
             let jobs = if self.skips_build { Vec::new() } else { build::jobs(&read, &[])? };
             watcher.follow(&read, &self.manifest, &jobs)?;
             if !self.skips_build {

@@ -38,6 +38,7 @@ mod malicious;
 mod observability;
 mod optimize;
 mod outbound;
+mod packages;
 mod registry;
 mod request_shape;
 mod serve;
