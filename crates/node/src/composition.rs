@@ -15,15 +15,23 @@
 //!    with any source ([`wisp_engine::normalize`]), composed, and written under another
 //!    name, which is then changed.
 //!
+//! A composed file is used by whoever needs it and belongs to nobody. Those that nobody
+//! has used for long, and the oldest of too many, are removed when others are written; what
+//! is missing is made again.
+//!
 //! One component that several triggers start with different middleware becomes several:
 //! the first keeps the name, others are called `NAME-v2`, `NAME-v3`.
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
 };
 
 use indexmap::IndexMap;
@@ -47,6 +55,24 @@ const FOLDER_NAME: &str = "composed";
 /// Digests of files that are remembered: those of a full node, four each.
 const MAX_REMEMBERED_COUNT: usize = 400_000;
 
+/// How long a composed component stays that nobody uses: somebody who comes back to an app
+/// after a month waits some milliseconds.
+const MAX_UNUSED_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How many composed components there may be: some for each app of a developer, at some
+/// hundred kilobytes to ten megabytes.
+const MAX_FILES_COUNT: usize = 1_000;
+
+/// What was used lately stays, however many there are: somebody may be loading it.
+const MIN_UNUSED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How old what is used may look. Each touch changes the file's identity, so that it is read
+/// again.
+const TOUCHED_AGE: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// After so many new components it is looked for old ones.
+const CLEANING_COUNT: usize = 64;
+
 /// The largest part: as large as what the engine takes by default.
 const MAX_PART_BYTES: u64 = 256 << 20;
 
@@ -56,6 +82,9 @@ pub struct Composer {
     /// The folder goes with it where nobody named one.
     _temporary: Option<TempDir>,
     digests: Mutex<HashMap<FileIdentity, Digest>>,
+    /// What is in use here; none if the folder is not a cache.
+    in_use: Option<Mutex<HashSet<PathBuf>>>,
+    made_count: AtomicUsize,
 }
 
 /// An app without dependencies and middleware.
@@ -129,12 +158,15 @@ impl Composer {
             (None, Some(temporary)) => temporary.path().to_owned(),
             (None, None) => PathBuf::from(FOLDER_NAME),
         };
-        Ok(Self { folder, _temporary: temporary, digests: Mutex::default() })
+        let in_use = Some(Mutex::default());
+        let made_count = AtomicUsize::new(0);
+        Ok(Self { folder, _temporary: temporary, digests: Mutex::default(), in_use, made_count })
     }
 
-    /// Keeps what it composes in this folder.
+    /// Keeps what it composes in this folder, for as long as somebody else wants.
     pub fn in_folder(folder: PathBuf) -> Self {
-        Self { folder, _temporary: None, digests: Mutex::default() }
+        let made_count = AtomicUsize::new(0);
+        Self { folder, _temporary: None, digests: Mutex::default(), in_use: None, made_count }
     }
 
     /// Composes the components of an app, or only those named. Blocks.
@@ -200,6 +232,10 @@ impl Composer {
     /// The file of what a plan comes to.
     fn file(&self, plan: &Plan) -> Result<PathBuf, Cause> {
         let path = self.folder.join(format!("{}.wasm", Digest::of(plan.recipe().as_bytes())));
+        if let Some(in_use) = &self.in_use {
+            in_use.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+            touch(&path);
+        }
         if path.exists() {
             return Ok(path);
         }
@@ -213,8 +249,51 @@ impl Composer {
         io::Write::write_all(&mut file, &composed).map_err(failed)?;
         file.persist(&path).map_err(|error| failed(error.error))?;
         tracing::debug!(part = %plan.label, path = %path.display(), "composed");
+        if let Some(in_use) = &self.in_use
+            && self.made_count.fetch_add(1, Ordering::Relaxed).is_multiple_of(CLEANING_COUNT)
+        {
+            let in_use = in_use.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Err(error) = clean(&self.folder, &in_use, MAX_FILES_COUNT) {
+                tracing::debug!("`{}` cannot be cleaned up: {error}", self.folder.display());
+            }
+        }
         Ok(path)
     }
+}
+
+/// Notes that a composed component is used, if it is there.
+fn touch(path: &Path) {
+    let touched = fs::File::open(path).and_then(|file| {
+        let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+        if age > TOUCHED_AGE { file.set_modified(SystemTime::now()) } else { Ok(()) }
+    });
+    // A cache that can only be read is a cache; what is not there is made.
+    if let Err(error) = touched {
+        tracing::trace!("`{}` cannot be touched: {error}", path.display());
+    }
+}
+
+/// Removes composed components that nobody has used for long, and the oldest of too many.
+fn clean(folder: &Path, in_use: &HashSet<PathBuf>, max_count: usize) -> io::Result<()> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        // What is gone by now, somebody else has removed.
+        let Ok(written) = entry.metadata().and_then(|metadata| metadata.modified()) else { continue };
+        found.push((written.elapsed().unwrap_or_default(), path));
+    }
+    found.sort();
+    for (number, (age, path)) in found.iter().enumerate() {
+        let is_garbage = *age > MAX_UNUSED_AGE || number >= max_count && *age > MIN_UNUSED_AGE;
+        if is_garbage && !in_use.contains(path) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Composes the components of an app that was unpacked, in its folder: what is left is an
@@ -606,5 +685,49 @@ impl Plan {
         inputs.push((self.path.clone(), self.identity));
         self.needs.iter().for_each(|need| need.plan.collect(inputs));
         self.middleware.iter().for_each(|layer| layer.plan.collect(inputs));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn what_nobody_uses_goes_and_what_is_in_use_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let day = Duration::from_secs(24 * 60 * 60);
+        let file = |name: &str, age: Duration| {
+            let path = folder.path().join(name);
+            fs::write(&path, name).unwrap();
+            fs::File::open(&path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+            path
+        };
+        let old_in_use = file("old-in-use.wasm", day * 40);
+        file("old.wasm", day * 31);
+        file("third.wasm", day * 3);
+        file("second.wasm", day * 2);
+        file("first.wasm", Duration::from_secs(60));
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let in_use = HashSet::from([old_in_use.clone()]);
+        clean(folder.path(), &in_use, 10).unwrap();
+        assert_eq!(names(), ["first.wasm", "old-in-use.wasm", "second.wasm", "third.wasm"]);
+        clean(folder.path(), &in_use, 2).unwrap();
+        assert_eq!(names(), ["first.wasm", "old-in-use.wasm", "second.wasm"]);
+        // However many there are, what was used lately stays.
+        clean(folder.path(), &in_use, 0).unwrap();
+        assert_eq!(names(), ["first.wasm", "old-in-use.wasm"]);
+        // What is used is no longer old.
+        touch(&old_in_use);
+        clean(folder.path(), &HashSet::new(), 10).unwrap();
+        assert_eq!(names(), ["first.wasm", "old-in-use.wasm"]);
     }
 }

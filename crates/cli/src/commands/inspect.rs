@@ -1,14 +1,20 @@
 //! `wisp inspect`: what is in a component.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use wisp_develop::{
-    inspect::{self, Inspected},
+    inspect::{self, From, Inspected, Part, Parts},
     wasm::Kind,
 };
 
-use super::common::{Format, image_dir};
+use wisp_image::packages::{Elsewhere, is_needed};
+use wisp_manifest::model::DependencySource;
+
+use super::{
+    common::{Format, image_dir},
+    packages::Fetcher,
+};
 use crate::{
     error::Error,
     output::{self, bytes},
@@ -37,7 +43,10 @@ pub(crate) struct Inspect {
 impl Inspect {
     pub(crate) fn run(&self) -> Result<(), Error> {
         let images = (!self.no_compile).then(|| image_dir(self.cache_dir.as_deref()));
-        let inspected = inspect::inspect(&self.path, images.as_deref())?;
+        let inspected = match inspect::is_app(&self.path) {
+            true => self.inspect_app(images.as_deref())?,
+            false => vec![inspect::inspect_file(&self.path, images.as_deref())?],
+        };
         match self.format {
             Format::Json => output::data(&format!("{}\n", serde_json::json!(inspected))),
             Format::Plain => {
@@ -46,6 +55,63 @@ impl Inspect {
             }
         }
         Ok(())
+    }
+
+    /// Looks into an app whose code may be elsewhere.
+    fn inspect_app(&self, images: Option<&Path>) -> Result<Vec<Inspected>, Error> {
+        let app = inspect::read_app(&self.path)?;
+        let here = match is_needed(&app) {
+            true => Some(Fetcher::new(&app, self.cache_dir.as_deref(), false)?.app(&app)?),
+            false => None,
+        };
+        let found = |source: &DependencySource| {
+            let found = here.as_ref()?.fetched.get(&Elsewhere::of_dependency(source)?)?;
+            let (version, registry) = found.version.clone().unzip();
+            Some(inspect::Found {
+                version: version.map(|version| version.to_string()),
+                registry,
+                digest: found.digest.to_string(),
+            })
+        };
+        let fetched = here.as_ref().map_or(&app, |here| &here.app);
+        Ok(inspect::inspect_app(&Parts { app: &app, fetched, found: &found }, images)?)
+    }
+}
+
+/// A part and its own, for people.
+fn part(text: &mut String, part: &Part, name: &str, indent: usize) {
+    let mut title = format!("{:indent$}{name}", "");
+    if let Some(export) = &part.export {
+        title.push_str(&format!(" (its export `{export}`)"));
+    }
+    text.push_str(&format!("{title}\n"));
+    let mut row = |key: &str, value: &str| {
+        let line = format!("{:indent$}  {key:<9} {value}", "");
+        text.push_str(&output::wrapped(&line, indent + 12));
+    };
+    let path = part.path.as_ref().map(|path| path.display().to_string());
+    let (from, digest) = match &part.from {
+        From::File => (path.unwrap_or_default(), None),
+        From::Component { component } => (format!("component `{component}`"), None),
+        From::Url { url, digest } => (url.clone(), Some(digest)),
+        From::Package { package, version, registry, requirement, digest } => {
+            let version = version.as_ref().unwrap_or(requirement);
+            let of = registry.as_ref().map_or(String::new(), |registry| format!(" of {registry}"));
+            (format!("{package} {version}{of}"), digest.as_ref())
+        }
+    };
+    let listed = |names: &[&str], nothing: &str| match names {
+        [] => nothing.to_owned(),
+        names => names.join(", "),
+    };
+    row("from", &from);
+    if let Some(digest) = digest {
+        row("digest", digest);
+    }
+    row("inherits", &listed(&part.inherits, "nothing"));
+    row("denied", &listed(&part.denied, "nothing that it imports"));
+    for inner in &part.dependencies {
+        self::part(text, inner, inner.imports.as_deref().unwrap_or_default(), indent + 2);
     }
 }
 
@@ -83,6 +149,18 @@ fn shown(inspected: &Inspected) -> String {
         "may ask for",
         if asked.is_empty() { "nothing that must be granted".into() } else { asked.join(", ") },
     );
+    if !inspected.dependencies.is_empty() {
+        text.push_str("  composed of\n");
+        for dependency in &inspected.dependencies {
+            part(&mut text, dependency, dependency.imports.as_deref().unwrap_or_default(), 4);
+        }
+    }
+    for chain in &inspected.middleware {
+        text.push_str(&format!("  behind, for {}\n", chain.route));
+        for (number, layer) in chain.layers.iter().enumerate() {
+            part(&mut text, layer, &format!("middleware {}", number + 1), 4);
+        }
+    }
     for (title, names) in [("exports", &wasm.exports), ("imports", &wasm.imports)] {
         text.push_str(&format!("  {title}\n"));
         for name in names {

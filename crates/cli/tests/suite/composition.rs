@@ -444,3 +444,88 @@ fn a_build_writes_down_what_dependencies_offer_and_checks_targets() {
     let skipped = build("{ path = \"mine.toml\" }", &["--skip-target-checks"]);
     assert!(skipped.status.success(), "{}", skipped.stderr);
 }
+
+#[test]
+fn what_a_component_is_composed_of_is_shown() {
+    if !have(&["js-asks", "asker", "python-sdk5", "gate"]) {
+        return;
+    }
+    let app = App::new(
+        "spin_manifest_version = 2\n\
+         [application]\n\
+         name = \"shown\"\n\
+         [[trigger.http]]\n\
+         route = \"/...\"\n\
+         component = \"front\"\n\
+         dependencies.middleware = [{ component = \"sign-in\" }, { path = \"{gate}\" }]\n\
+         [component.front]\n\
+         source = \"{python-sdk5}\"\n\
+         [component.js-asks]\n\
+         source = \"{js-asks}\"\n\
+         [component.js-asks.dependencies]\n\
+         \"wisp:composed/asker\" = { path = \"{asker}\", inherit_configuration = [\"key_value_stores\", \"files\"] }\n\
+         [component.sign-in]\n\
+         source = \"{gate}\"\n",
+    );
+    let inspected = |arguments: &[&str]| {
+        let mut command = wisp();
+        command.args(["inspect", "--no-compile"]).args(arguments).current_dir(app.path(""));
+        command.env("HOME", app.path("")).env("COLUMNS", "80");
+        let finished = finish(command);
+        assert!(finished.status.success(), "{}", finished.stderr);
+        finished.stdout
+    };
+    let text = inspected(&[]);
+    // Paths of guests are of this machine.
+    let composed: Vec<&str> =
+        text.lines().filter(|line| !line.contains(".wasm") && !line.starts_with("      from ")).collect();
+    let composed = composed.join("\n");
+    let expected = "  composed of\n    wisp:composed/asker\n      inherits  files, key_value_stores\n      \
+                    denied    ai_models, allowed_outbound_hosts, environment,\n                \
+                    sqlite_databases, variables\n";
+    assert!(composed.contains(expected), "{composed}");
+    let (_, behind) = text.split_once("  behind, for /...\n").unwrap();
+    let (first, second) = behind.split_once("    middleware 2\n").unwrap();
+    assert!(first.contains("      from      component `sign-in`\n"), "{behind}");
+    assert!(first.contains("      inherits  nothing\n"), "{behind}");
+    assert!(second.contains("gate.wasm\n"), "{behind}");
+
+    let report: Value = serde_json::from_str(&inspected(&["--format", "json"])).unwrap();
+    let of = |id: &str| {
+        let components = report.as_array().unwrap();
+        components.iter().find(|component| component["component"] == id).unwrap()
+    };
+    let dependency = &of("js-asks")["dependencies"][0];
+    assert_eq!(dependency["imports"], "wisp:composed/asker");
+    assert_eq!(dependency["from"], "file");
+    assert_eq!(dependency["inherits"], serde_json::json!(["files", "key_value_stores"]));
+    let chain = &of("front")["middleware"][0];
+    assert_eq!((&chain["route"], &chain["layers"][0]["component"]), (&"/...".into(), &"sign-in".into()));
+    assert_eq!(of("sign-in").get("dependencies"), None);
+}
+
+#[test]
+fn composed_components_that_nobody_uses_are_removed() {
+    if !have(&["js-asks", "asker"]) {
+        return;
+    }
+    let app = asking("");
+    let composed = app.path("cache/images/composed");
+    fs::create_dir_all(&composed).unwrap();
+    let of_age = |name: &str, days: u64| {
+        let path = composed.join(name);
+        fs::write(&path, name).unwrap();
+        let age = std::time::Duration::from_secs(days * 24 * 60 * 60);
+        fs::File::open(&path).unwrap().set_modified(std::time::SystemTime::now() - age).unwrap();
+        path
+    };
+    let (old, young) = (of_age("old.wasm", 31), of_age("young.wasm", 29));
+    // It is composed and packed, and there is nobody to push to.
+    let mut push = wisp();
+    push.args(["registry", "push", "localhost:9/a/b:1"]).current_dir(app.path(""));
+    push.env("HOME", app.path("")).env("WISP_CACHE_DIR", app.path("cache"));
+    let finished = finish(push);
+    assert!(finished.stderr.contains("error[WISP-E0814]"), "{}", finished.stderr);
+    assert!(!old.exists() && young.exists());
+    assert_eq!(fs::read_dir(&composed).unwrap().count(), 2, "the young one, and what was composed");
+}
