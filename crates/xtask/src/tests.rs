@@ -28,7 +28,9 @@ pub(crate) fn run(chore: &mut Chore, arguments: &[String]) -> Result<()> {
         chore.skip(format!("tests with the guest {name}"), failure.message());
     }
     // A test whose server is not there says so itself.
-    let servers = |chore: &mut Chore| tools::servers().and_then(|()| tools::collector(chore));
+    let servers = |chore: &mut Chore| {
+        tools::servers().and_then(|()| tools::collector(chore)).and_then(|()| tools::taplo(chore))
+    };
     if let Err(failure) = chore.step("servers for tests", servers) {
         failure.report();
     }

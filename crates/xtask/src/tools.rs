@@ -19,6 +19,9 @@ const ZIG_PACKAGE: &str = "ziglang==0.17.0";
 /// What the collector of the suite decodes OTLP with: the protocol's own definitions.
 const COLLECTOR_PACKAGE: &str = "opentelemetry-proto==1.45.2";
 
+/// What editors check manifests with, as its makers publish it for Node.
+const TAPLO_PACKAGE: &str = "@taplo/cli@0.7.0";
+
 /// The first Go that knows `GOOS=wasip1`.
 const GO_MINIMUM_MINOR: u32 = 21;
 
@@ -94,7 +97,7 @@ impl Tool {
                 .try_for_each(|folder| python_environment(chore, &folder.join("requirements.txt")).map(drop)),
             Self::Zig => zig(chore).map(drop),
             Self::Go => go(chore).map(drop),
-            Self::Servers => servers().and_then(|()| collector(chore)),
+            Self::Servers => servers().and_then(|()| collector(chore)).and_then(|()| taplo(chore)),
             Self::CargoDeny => cargo_deny(chore).map(drop),
         }
     }
@@ -202,6 +205,24 @@ pub(crate) fn collector(chore: &Chore) -> Result<()> {
         COLLECTOR_PACKAGE,
     ]))?;
     fs::write(&ready, "").map_err(at(&ready))
+}
+
+/// Installs taplo where the suite looks for it.
+pub(crate) fn taplo(chore: &Chore) -> Result<()> {
+    let folder = chore.guests().join("tools/taplo");
+    if folder.join("node_modules/.bin/taplo").exists() {
+        say(&format!("{TAPLO_PACKAGE}: already there"));
+        return Ok(());
+    }
+    node()?;
+    fs::create_dir_all(&folder).map_err(at(&folder))?;
+    say(&format!("installing {TAPLO_PACKAGE} into {}", folder.display()));
+    run_quietly(
+        Command::new("npm")
+            .args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
+            .arg(&folder)
+            .arg(TAPLO_PACKAGE),
+    )
 }
 
 fn node() -> Result<()> {

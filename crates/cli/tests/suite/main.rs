@@ -25,6 +25,7 @@ mod compiled_images;
 mod composition;
 mod debugging;
 mod develop;
+mod editors;
 mod files_and_logs;
 mod garbage;
 mod golden;
