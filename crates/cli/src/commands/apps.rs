@@ -4,7 +4,10 @@ use clap::Args;
 use reqwest::Method;
 use wisp_control::model::{AppDetails, AppSummary, Operation};
 
-use super::domains::{certificate, complaint};
+use super::{
+    deploy::app_or_here,
+    domains::{certificate, complaint},
+};
 use crate::{
     client::{Client, FormatFlag, ServerFlags, block_on, confirm, moment, show, table},
     error::Error,
@@ -24,8 +27,8 @@ pub(crate) struct Apps {
 /// Show an app: where it answers, how it is, what belongs to it.
 #[derive(Args)]
 pub(crate) struct Info {
-    /// The app.
-    app: String,
+    /// The app [default: the one of this folder].
+    app: Option<String>,
 
     #[command(flatten)]
     format: FormatFlag,
@@ -67,9 +70,10 @@ impl Apps {
 impl Info {
     /// Runs the command.
     pub(crate) fn run(&self) -> Result<(), Error> {
+        let app = app_or_here(self.app.as_deref())?;
         let client = Client::new(&self.server)?;
         let details: AppDetails =
-            block_on(async { client.get(client.at_team(&["apps", &self.app]).await?).await })?;
+            block_on(async { client.get(client.at_team(&["apps", &app]).await?).await })?;
         show(self.format.format, &details, plain);
         Ok(())
     }

@@ -4,9 +4,13 @@ use clap::Args;
 use wisp_control::model::{AuditEntry, Page};
 
 use crate::{
-    client::{Client, FormatFlag, ServerFlags, block_on, moment, show, table},
+    client::{Client, FormatFlag, ServerFlags, block_on, moment, show},
     error::Error,
+    output,
 };
+
+/// How far what happened stands behind when it did.
+const INDENT_COLUMNS: usize = 10;
 
 /// Show who did what in a team, the last first.
 #[derive(Args)]
@@ -38,19 +42,17 @@ impl Audit {
             url.query_pairs_mut().append_pair("limit", &self.limit.to_string());
             client.get(url).await
         })?;
-        show(self.format.format, &page.items, |entries| {
-            let row = |entry: &AuditEntry| {
-                [
-                    moment(entry.at_ms),
-                    entry.who.clone(),
-                    entry.from.clone(),
-                    entry.action.clone(),
-                    entry.subject.clone(),
-                    entry.detail.clone().unwrap_or_default(),
-                ]
-            };
-            table(["when", "who", "from", "what", "to", "detail"], entries.iter().map(row).collect())
-        });
+        show(self.format.format, &page.items, |entries| entries.iter().map(shown).collect());
         Ok(())
     }
+}
+
+/// An entry in two lines: in one it is wider than what fits everywhere.
+fn shown(entry: &AuditEntry) -> String {
+    let mut about = format!("{:INDENT_COLUMNS$}by {} from {}", "", entry.who, entry.from);
+    if let Some(detail) = &entry.detail {
+        about.push_str(&format!(": {detail}"));
+    }
+    let when = format!("{:<INDENT_COLUMNS$}", moment(entry.at_ms));
+    format!("{when}{} {}\n{}", entry.action, entry.subject, output::wrapped(&about, INDENT_COLUMNS))
 }

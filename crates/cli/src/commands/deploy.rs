@@ -1,7 +1,7 @@
 //! `wisp deploy`: an app from this machine to a server.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -247,6 +247,23 @@ fn name_of(text: &str) -> Result<String, Error> {
         });
     }
     Ok(name.to_owned())
+}
+
+/// The app that a command is about: the one that is named, or the one of the folder that it
+/// is run in, by the name that `wisp deploy` gives it.
+pub(crate) fn app_or_here(named: Option<&str>) -> Result<String, Error> {
+    if let Some(named) = named {
+        return Ok(named.to_owned());
+    }
+    let folder = Path::new(".");
+    if !folder.join(MANIFEST_FILE_NAME).exists() {
+        return Err(Error::Missing {
+            what: "the name of an app".to_owned(),
+            hint: "name it, or run this in the folder of an app, where its `spin.toml` is".to_owned(),
+        });
+    }
+    let read = App::read(folder, None).map_err(|problems| Error::Diagnostics(Box::new(problems)))?;
+    name_of(&read.value.name)
 }
 
 /// Makes the app, if it is not there.

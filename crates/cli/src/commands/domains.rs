@@ -5,6 +5,7 @@ use reqwest::Method;
 use serde_json::json;
 use wisp_control::model::{CertificateState, CertificateStatus, Domain};
 
+use super::deploy::app_or_here;
 use crate::{
     client::{Client, FormatFlag, ServerFlags, block_on, moment, show, table},
     error::Error,
@@ -25,36 +26,59 @@ pub(crate) struct Domains {
 enum Command {
     /// List the domains of an app, with their certificates and why one is missing.
     List {
-        /// The app.
-        app: String,
+        /// The app [default: the one of this folder].
+        app: Option<String>,
         #[command(flatten)]
         format: FormatFlag,
     },
     /// Add a domain. It leads to the app once it is verified.
+    #[command(override_usage = "wisp domains add [OPTIONS] [APP] <HOST>")]
     Add {
-        /// The app.
-        app: String,
-        /// The domain.
-        host: String,
+        #[command(flatten)]
+        names: Names,
         #[command(flatten)]
         format: FormatFlag,
     },
     /// Look into DNS whether a domain is the app's.
+    #[command(override_usage = "wisp domains verify [OPTIONS] [APP] <HOST>")]
     Verify {
-        /// The app.
-        app: String,
-        /// The domain.
-        host: String,
+        #[command(flatten)]
+        names: Names,
         #[command(flatten)]
         format: FormatFlag,
     },
     /// Take a domain away from an app.
+    #[command(override_usage = "wisp domains remove [OPTIONS] [APP] <HOST>")]
     Remove {
-        /// The app.
-        app: String,
-        /// The domain.
-        host: String,
+        #[command(flatten)]
+        names: Names,
     },
+}
+
+/// Which domain of which app. A host name has a dot and the name of an app has none, so that
+/// one of them alone is the domain.
+#[derive(Args)]
+struct Names {
+    /// The app [default: the one of this folder].
+    #[arg(value_name = "APP")]
+    first: Option<String>,
+    /// The domain.
+    #[arg(value_name = "HOST")]
+    second: Option<String>,
+}
+
+impl Names {
+    /// The app and the domain.
+    fn both(&self) -> Result<(String, String), Error> {
+        match (&self.first, &self.second) {
+            (Some(app), Some(host)) => Ok((app.clone(), host.clone())),
+            (Some(host), None) if host.contains('.') => Ok((app_or_here(None)?, host.clone())),
+            _ => Err(Error::Missing {
+                what: "the domain".to_owned(),
+                hint: "name it, such as `www.example.org`".to_owned(),
+            }),
+        }
+    }
 }
 
 /// How a certificate is, in a few words.
@@ -93,6 +117,7 @@ impl Domains {
     async fn ask(&self, client: &Client) -> Result<(), Error> {
         match &self.command {
             Command::List { app, format } => {
+                let app = &app_or_here(app.as_deref())?;
                 let domains: Vec<Domain> =
                     client.list(client.at_team(&["apps", app, "domains"]).await?).await?;
                 show(format.format, &domains, |domains| {
@@ -108,7 +133,8 @@ impl Domains {
                         .fold(rows, |text, complaint| text + "\n" + &complaint)
                 });
             }
-            Command::Add { app, host, format } => {
+            Command::Add { names, format } => {
+                let (app, host) = &names.both()?;
                 let url = client.at_team(&["apps", app, "domains"]).await?;
                 let domain: Domain = client.call(Method::POST, url, Some(&json!({ "host": host }))).await?;
                 show(format.format, &domain, |domain| {
@@ -120,12 +146,14 @@ impl Domains {
                     )
                 });
             }
-            Command::Verify { app, host, format } => {
+            Command::Verify { names, format } => {
+                let (app, host) = &names.both()?;
                 let url = client.at_team(&["apps", app, "domains", host, "verify"]).await?;
                 let domain: Domain = client.call(Method::POST, url, None::<&()>).await?;
                 show(format.format, &domain, |domain| format!("{} leads to {app}\n", domain.host));
             }
-            Command::Remove { app, host } => {
+            Command::Remove { names } => {
+                let (app, host) = &names.both()?;
                 let url = client.at_team(&["apps", app, "domains", host]).await?;
                 client.send(Method::DELETE, url, None::<&()>).await?;
                 output::note(&format!("{host} leads to {app} no more"));

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use reqwest::Method;
 use wisp_control::LogRecord;
 
-use super::common::parse_duration;
+use super::{common::parse_duration, deploy::app_or_here};
 use crate::{
     client::{Client, FormatFlag, OutputFormat, ServerFlags, block_on},
     error::Error,
@@ -20,8 +20,8 @@ const MAX_LINE_BYTES: usize = 16 << 20;
 /// Show what an app logged.
 #[derive(Args)]
 pub(crate) struct Logs {
-    /// The app.
-    app: String,
+    /// The app [default: the one of this folder].
+    app: Option<String>,
 
     /// Go on with what comes.
     #[arg(long, short)]
@@ -58,7 +58,8 @@ impl Logs {
     }
 
     async fn ask(&self, client: &Client) -> Result<(), Error> {
-        let mut url = client.at_team(&["apps", &self.app, "logs"]).await?;
+        let app = app_or_here(self.app.as_deref())?;
+        let mut url = client.at_team(&["apps", &app, "logs"]).await?;
         {
             let mut query = url.query_pairs_mut();
             query.append_pair("last", &self.last.to_string());

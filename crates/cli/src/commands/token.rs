@@ -6,7 +6,7 @@ use serde_json::json;
 use wisp_control::model::{NewToken, Token as Answer};
 
 use crate::{
-    client::{Client, FormatFlag, ServerFlags, block_on, moment, show, table},
+    client::{Client, FormatFlag, ServerFlags, block_on, moment, show},
     error::Error,
     output,
 };
@@ -68,20 +68,7 @@ impl Token {
         match &self.command {
             Command::List { of_team, format } => {
                 let tokens: Vec<Answer> = client.list(place(client, *of_team, &["tokens"]).await?).await?;
-                show(format.format, &tokens, |tokens| {
-                    let row = |token: &Answer| {
-                        let scopes: Vec<&str> = token.scopes.iter().map(|scope| scope.as_str()).collect();
-                        [
-                            token.id.to_string(),
-                            token.name.to_string(),
-                            token.team.as_ref().map(ToString::to_string).unwrap_or_default(),
-                            token.expires_ms.map(moment).unwrap_or_default(),
-                            token.used_ms.map(moment).unwrap_or_default(),
-                            scopes.join(" "),
-                        ]
-                    };
-                    table(["id", "name", "team", "ends", "used", "scopes"], tokens.iter().map(row).collect())
-                });
+                show(format.format, &tokens, |tokens| tokens.iter().map(shown).collect());
             }
             Command::Create { name, scopes, of_team, expires_in_days, format } => {
                 let body = json!({
@@ -102,6 +89,25 @@ impl Token {
         }
         Ok(())
     }
+}
+
+/// A token in several lines: what it may do is more than fits in one.
+fn shown(token: &Answer) -> String {
+    const INDENT_COLUMNS: usize = 10;
+
+    let scopes: Vec<&str> = token.scopes.iter().map(|scope| scope.as_str()).collect();
+    let mut text = format!("{}\n", token.name);
+    let mut row = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.push_str(&output::wrapped(&format!("  {name:<7} {value}"), INDENT_COLUMNS));
+        }
+    };
+    row("id", Some(token.id.to_string()));
+    row("team", token.team.as_ref().map(ToString::to_string));
+    row("ends", token.expires_ms.map(moment));
+    row("used", token.used_ms.map(moment));
+    row("scopes", Some(scopes.join(" ")));
+    text
 }
 
 async fn place(client: &Client, of_team: bool, parts: &[&str]) -> Result<Url, Error> {

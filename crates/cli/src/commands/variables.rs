@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::json;
 use wisp_control::model::{Operation, Variable};
 
-use super::common::parse_pair;
+use super::{common::parse_pair, deploy::app_or_here};
 use crate::{
     client::{Client, FormatFlag, ServerFlags, block_on, show, table},
     error::Error,
@@ -31,17 +31,19 @@ pub(crate) struct Variables {
 enum VariablesCommand {
     /// List the variables that are set. Values of secrets are never shown.
     List {
-        /// The app.
-        app: String,
+        /// The app [default: the one of this folder].
+        app: Option<String>,
         #[command(flatten)]
         format: FormatFlag,
     },
     /// Set variables.
+    #[command(override_usage = "wisp variables set [OPTIONS] [APP] <NAME=VALUE>...")]
     Set {
-        /// The app.
+        /// The app [default: the one of this folder].
+        #[arg(required = true)]
         app: String,
         /// NAME=VALUE; several are possible.
-        #[arg(required = true, value_parser = parse_pair, value_name = "NAME=VALUE")]
+        #[arg(value_parser = parse_pair, value_name = "NAME=VALUE")]
         values: Vec<(String, String)>,
     },
     /// Take variables their values away.
@@ -89,6 +91,7 @@ impl Variables {
         let client = Client::new(&self.server)?;
         match &self.command {
             VariablesCommand::List { app, format } => {
+                let app = &app_or_here(app.as_deref())?;
                 let url = block_on(client.at_team(&["apps", app, "variables"]))?;
                 let variables: Vec<Variable> = block_on(client.list(url))?;
                 show(format.format, &variables, |variables| {
@@ -101,8 +104,22 @@ impl Variables {
                 Ok(())
             }
             VariablesCommand::Set { app, values } => {
-                let set: BTreeMap<_, _> = values.iter().cloned().collect();
-                change(&client, app, "variables", &json!({ "set": set }))
+                let mut set: BTreeMap<_, _> = values.iter().cloned().collect();
+                // The name of an app has no `=`.
+                let app = match parse_pair(app) {
+                    Ok((name, value)) => {
+                        set.entry(name).or_insert(value);
+                        app_or_here(None)?
+                    }
+                    Err(_) => app.clone(),
+                };
+                if set.is_empty() {
+                    return Err(Error::Missing {
+                        what: "what to set".to_owned(),
+                        hint: format!("say it as `wisp variables set {app} NAME=VALUE`"),
+                    });
+                }
+                change(&client, &app, "variables", &json!({ "set": set }))
             }
             VariablesCommand::Unset { app, names } => {
                 change(&client, app, "variables", &json!({ "remove": names }))

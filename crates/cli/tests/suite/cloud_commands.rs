@@ -95,7 +95,48 @@ fn apps_are_shown_configured_and_removed() {
     said(&person, &["rm", "web", "--yes"]);
     assert!(refused(&person, &["info", "web"]).stderr.contains("error[WISP-E0902]"));
     let done = said(&person, &["audit"]);
-    assert!(done.contains("app.remove") && !done.contains("hidden"), "{done}");
+    assert!(
+        done.contains("by ada from 127.0.0.1") && done.contains("app.remove") && !done.contains("hidden"),
+        "{done}"
+    );
+    running.stop();
+}
+
+#[test]
+fn commands_are_about_the_app_of_their_folder() {
+    let cloud = Cloud::new();
+    let running = cloud.start();
+    let person = cloud.operator(&running, "shop");
+    // The name in a manifest is free text, and the one on the server is made of it.
+    let folder = cloud.static_app("Web Shop", "hello");
+    let here = |arguments: &[&str]| {
+        let mut command = person.wisp(arguments);
+        command.current_dir(&folder);
+        let finished = finish(command);
+        assert!(finished.status.success(), "{arguments:?}: {}", finished.stderr);
+        finished.stdout
+    };
+    here(&["deploy", "--yes"]);
+    assert!(here(&["info"]).starts_with("shop/web-shop\n"));
+    here(&["variables", "set", "color=red", "size=2"]);
+    assert_eq!(here(&["variables", "list"]), "NAME   VALUE\ncolor  red\nsize   2\n");
+    assert_eq!(here(&["releases"]).lines().count(), 3);
+    here(&["rollback"]);
+    here(&["rollback", "2"]);
+    let releases: Value = serde_json::from_str(&here(&["releases", "--format", "json"])).unwrap();
+    assert_eq!(releases[0]["is_current"], true, "{releases}");
+    assert!(here(&["domains", "add", "www.example.org"]).contains("www.example.org CNAME web-shop"));
+    assert!(here(&["domains", "list"]).contains("www.example.org"));
+    here(&["domains", "remove", "www.example.org"]);
+    here(&["logs", "--last", "1"]);
+    // A name comes first, and where there is no app one is needed.
+    let other = person.wisp(&["info", "nope"]).current_dir(&folder).output().unwrap();
+    assert!(String::from_utf8_lossy(&other.stderr).contains("error[WISP-E0902]"));
+    let mut nowhere = person.wisp(&["rollback"]);
+    nowhere.current_dir(cloud.path(""));
+    let refused = finish(nowhere);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(refused.stderr.contains("error[WISP-E0520]"), "{}", refused.stderr);
     running.stop();
 }
 

@@ -57,6 +57,7 @@ impl Desk {
             .env("PATH", std::env::join_paths(path).unwrap())
             .env("COLUMNS", "80")
             .env("XDG_DATA_HOME", self.path("data"))
+            .env("WISP_REGISTRIES_FILE", self.path("registries.json"))
             .env("WISP_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("suite-cache"))
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GOTOOLCHAIN", "local")
@@ -633,6 +634,11 @@ fn shells_get_completions_and_readers_a_manual() {
     for shell in ["bash", "zsh", "fish"] {
         let script = desk.done(".", &["completions", shell]).stdout;
         assert!(script.contains("wisp") && script.contains("watch"), "{shell}");
+        if shell == "bash" {
+            desk.write("completions", script);
+            let parsed = Command::new("bash").args(["-n"]).arg(desk.path("completions")).output().unwrap();
+            assert!(parsed.status.success() && parsed.stderr.is_empty(), "{parsed:?}");
+        }
     }
     assert!(desk.done(".", &["man"]).stdout.contains(".TH wisp 1"));
     desk.done(".", &["man", "--dir", "man"]);

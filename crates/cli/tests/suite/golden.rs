@@ -5,14 +5,11 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use super::develop::{COPIED, Desk};
-use crate::harness::{Cloud, Finished, Person, finish, wisp};
+use super::develop::{COPIED, Desk, clock_program};
+use crate::harness::{Cloud, Finished, OwnRegistry, Person, finish, wisp};
 
 /// What fits everywhere.
 const WIDTH_COLUMNS: usize = 80;
-
-/// Commands that print tables with more facts in a row than fit.
-const WIDE_TABLES: [&[&str]; 2] = [&["audit"], &["token", "list"]];
 
 /// Words from this length on cannot be broken, and are no sentence.
 const LONG_WORD_COLUMNS: usize = 30;
@@ -90,8 +87,8 @@ impl Transcript {
 
     fn add(&mut self, arguments: &[&str], finished: &Finished) {
         let asked = format!("$ wisp {}", arguments.join(" "));
-        let is_table = WIDE_TABLES.contains(&arguments);
-        for text in [&finished.stdout, &finished.stderr].into_iter().skip(usize::from(is_table)) {
+        let is_script = matches!(arguments, ["completions", _] | ["man"]);
+        for text in [&finished.stderr, &finished.stdout].into_iter().take(if is_script { 1 } else { 2 }) {
             self.unfit.extend(unfit(text).into_iter().map(|line| format!("{asked}: {line}")));
         }
         let code = match finished.status.code() {
@@ -102,7 +99,14 @@ impl Transcript {
         let lines = |text: &str| -> String {
             text.lines().filter(|line| !line.starts_with("info: ")).map(|line| format!("{line}\n")).collect()
         };
-        let said = format!("{}{}{code}\n", lines(&finished.stdout), lines(&finished.stderr));
+        let out = match arguments {
+            // A script and a manual: which commands there are is what changes.
+            ["completions", _] => of_commands(&finished.stdout),
+            ["man"] => headed(&finished.stdout),
+            ["doctor"] => of_the_app(&finished.stdout),
+            _ => finished.stdout.clone(),
+        };
+        let said = format!("{}{}{code}\n", lines(&out), lines(&finished.stderr));
         self.text.push_str(&self.masked(&format!("{asked}\n{said}")));
     }
 
@@ -113,6 +117,25 @@ impl Transcript {
         }
         text.lines().map(|line| format!("{}\n", masked(line))).collect()
     }
+}
+
+/// The lines of completions for fish that complete commands.
+fn of_commands(script: &str) -> String {
+    let is_command = |line: &&str| line.contains("wisp_needs_command") && line.contains(" -a ");
+    script.lines().filter(is_command).map(|line| format!("{line}\n")).collect()
+}
+
+/// What the doctor says of the app, and not of the machine.
+fn of_the_app(report: &str) -> String {
+    let is_of_machine = |line: &&str| line.contains("wasm-opt") || line.contains(" port ");
+    report.lines().filter(|line| !is_of_machine(line)).map(|line| format!("{line}\n")).collect()
+}
+
+/// The headings of a page of the manual, and what its synopsis and its commands are.
+fn headed(page: &str) -> String {
+    let is_heading =
+        |line: &&str| line.starts_with(".SH") || line.starts_with(".TH") || line.starts_with("wisp");
+    page.lines().filter(is_heading).map(|line| format!("{line}\n")).collect()
 }
 
 /// A line without digests, secrets, dates and measured times, and without the spaces that
@@ -216,10 +239,18 @@ fn commands_that_ask_a_server() {
             &["apps"],
             &["info", "web"],
             &["info", "nope"],
+            &["info"],
+            &["logs", "web", "--request", "nope"],
             &["variables", "set", "web", "color=red"],
             &["variables", "set", "web", "NO=1"],
             &["variables", "list", "web"],
+            &["variables", "set", "web"],
+            &["variables", "list", "nope"],
             &["variables", "unset", "web", "size"],
+            &["variables", "unset", "web", "color"],
+            &["secrets", "set", "web", "password"],
+            &["secrets", "set", "web", "NO"],
+            &["secrets", "unset", "web", "password"],
             &["secrets", "unset", "web", "password"],
             &["releases", "web"],
             &["releases", "nope"],
@@ -228,20 +259,37 @@ fn commands_that_ask_a_server() {
             &["domains", "list", "web"],
             &["domains", "add", "web", "www.example.org"],
             &["domains", "add", "web", "not a host"],
+            &["domains", "add", "web"],
+            &["domains", "list", "nope"],
+            &["domains", "verify", "web", "other.example.org"],
             &["domains", "remove", "web", "other.example.org"],
+            &["domains", "remove", "web", "www.example.org"],
             &["resources", "create", "key-value", "notes"],
             &["resources", "create", "key-value", "notes"],
             &["resources", "list"],
             &["resources", "info", "key-value", "notes"],
+            &["resources", "list", "--server", dead],
+            &["resources", "info", "key-value", "nope"],
             &["resources", "link", "key-value", "notes", "--app", "nope"],
+            &["resources", "link", "key-value", "notes", "--app", "web"],
+            &["resources", "unlink", "key-value", "--app", "web"],
+            &["resources", "unlink", "key-value", "--app", "web"],
+            &["resources", "quota", "key-value", "notes", "1000000"],
+            &["resources", "quota", "key-value", "nope", "1000000"],
             &["kv", "set", "notes", "a", "1"],
             &["kv", "get", "notes", "a"],
             &["kv", "get", "notes", "b"],
             &["kv", "list", "notes"],
             &["kv", "delete", "notes", "a"],
             &["kv", "list", "nope"],
+            &["kv", "set", "nope", "a", "1"],
+            &["kv", "delete", "nope", "a"],
             &["resources", "export", "key-value", "notes", export],
+            &["resources", "export", "key-value", "nope", "other.export"],
             &["resources", "import", "key-value", "nope", export, "--yes"],
+            &["resources", "import", "key-value", "notes", export, "--yes"],
+            &["resources", "rename", "key-value", "notes", "words"],
+            &["resources", "rename", "key-value", "notes", "words"],
             &["resources", "create", "sqlite", "db"],
             &["sql", "db", "CREATE TABLE t (a, b)", "--write"],
             &["sql", "db", "SELECT 1 AS one, 'x' AS two"],
@@ -252,21 +300,69 @@ fn commands_that_ask_a_server() {
             &["token", "create", "ci", "--scope", "data:read", "--of-team"],
             &["token", "create", "ci", "--scope", "everything"],
             &["token", "list"],
+            &["token", "list", "--server", dead],
             &["token", "remove", "nope"],
             &["logs", "nope"],
             &["audit"],
+            &["audit", "--server", dead],
             &["api", "get", "teams/nope"],
+            &["api", "get", "teams/shop/apps/web/variables"],
+            &["top", "--server", dead],
+            &["top", "--once", "--interval", "100ms"],
+            &["server", "clean"],
+            &["server", "clean", "--server", dead],
+            &["team", "invite", "--role", "king"],
+            &["team", "role", "nobody", "viewer"],
+            &["team", "remove-member", "nobody"],
+            &["team", "use", "nope"],
+            &["team", "list", "--server", dead],
+            &["team", "members", "--server", dead],
+            &["whoami", "--server", dead],
             &["rm", "web"],
             &["rm", "web", "--yes"],
             &["rm", "web", "--yes"],
             &["backup", backup, "--data-dir", data],
             &["backup", backup, "--data-dir", data],
             &["restore", nothing, "--data-dir", data],
-            &["logout"],
+            &["restore", backup, "--data-dir", "restored"],
             &["login", dead],
             &["apps", "--server", dead],
         ],
     );
+    // Somebody joins, from another home.
+    let invite = person.wisp(&["team", "invite", "--role", "viewer"]);
+    let invited = finish(invite);
+    let (link, code) = (invited.stdout.trim().to_owned(), invited.stdout.trim().rsplit('=').next().unwrap());
+    transcript.masks.push((link.clone(), "[LINK]"));
+    transcript.masks.push((code.to_owned(), "[CODE]"));
+    transcript.add(&["team", "invite", "--role", "viewer"], &invited);
+    let server = format!("http://{}", running.address);
+    let at_home = |arguments: &[&str]| {
+        let mut command = wisp();
+        command.args(arguments).env("HOME", cloud.path("home-of-bob")).env("COLUMNS", "80");
+        for name in ["XDG_CONFIG_HOME", "WISP_SERVER", "WISP_TOKEN", "WISP_TEAM"] {
+            command.env_remove(name);
+        }
+        finish(command)
+    };
+    for arguments in [&["login", &server, "--link", code, "--user", "bob"][..], &["team", "use", "shop"]] {
+        transcript.add(arguments, &at_home(arguments));
+    }
+    as_person(
+        &person,
+        &cloud.path(""),
+        &mut transcript,
+        &[&["team", "role", "bob", "deployer"], &["team", "remove-member", "bob"]],
+    );
+    let made = person.wisp(&["token", "create", "ci", "--scope", "apps:read", "--format", "json"]);
+    let made: serde_json::Value = serde_json::from_str(&finish(made).stdout).unwrap();
+    let id = made["id"].as_str().unwrap().to_owned();
+    as_person(&person, &cloud.path(""), &mut transcript, &[&["token", "remove", &id]]);
+    transcript.add(&["logout"], &at_home(&["logout"]));
+    let broken = cloud.path("home-of-bob/.config/wisp/credentials.json");
+    fs::write(broken, "nonsense").unwrap();
+    transcript.masks.push((cloud.path("home-of-bob").display().to_string(), "[HOME]"));
+    transcript.add(&["logout"], &at_home(&["logout"]));
     running.stop();
     insta::assert_snapshot!(transcript.text);
     assert!(transcript.unfit.is_empty(), "{:#?}", transcript.unfit);
@@ -314,10 +410,120 @@ fn commands_that_ask_nobody() {
             &["completions", "no-shell"],
             &["man", "--dir", "spin.toml"],
             &["no-such-command"],
+            &["build"],
+            &["new", "static-site", "."],
         ],
     );
     insta::assert_snapshot!(transcript.text);
     assert!(transcript.unfit.is_empty(), "{:#?}", transcript.unfit);
+}
+
+#[test]
+fn commands_that_make_something() {
+    let desk = Desk::new();
+    let registry = OwnRegistry::start("secret");
+    let host = registry.address.to_string();
+    let image = format!("{host}/team/copied:1.0");
+    let mut transcript = Transcript::masking(vec![
+        (desk.path("").display().to_string(), "[DESK]/"),
+        (host.clone(), "[REGISTRY]"),
+    ]);
+    desk.write("app/spin.toml", COPIED);
+    desk.write("app/source.wasm", clock_program("a day", "a night"));
+    let test = "[[test]]\nname = \"it answers\"\nrequest = \"GET /\"\nexpect = { status = 200 }\n";
+    desk.write("app/tests/one.toml", test);
+    desk.write(
+        "mine/metadata/spin-template.toml",
+        "manifest_version = \"1\"\nid = \"mine\"\ndescription = \"Mine\"\n",
+    );
+    desk.write("mine/content/spin.toml", COPIED);
+    // Logins are kept in the desk's home.
+    desk.write("home/.keep", "");
+    at_desk(
+        &desk,
+        ".",
+        &mut transcript,
+        &[
+            &["templates", "list"],
+            &["templates", "install", "--dir", "mine"],
+            &["templates", "uninstall", "mine"],
+            &["new", "hello", "-t", "redirect", "-v", "redirect-to=/elsewhere", "--no-vcs"],
+            &["new", "hello", "-t", "redirect", "-v", "redirect-to=/elsewhere", "--no-vcs"],
+        ],
+    );
+    at_desk(
+        &desk,
+        "hello",
+        &mut transcript,
+        &[&["add", "old", "-t", "redirect", "-v", "http-path=/old", "-v", "redirect-to=/new"]],
+    );
+    at_desk(
+        &desk,
+        "app",
+        &mut transcript,
+        &[
+            &["build"],
+            &["test"],
+            &["doctor"],
+            &["inspect", "--no-compile"],
+            &["registry", "login", &host, "-u", "ada", "-p", "secret"],
+            &["registry", "push", &image],
+            &["registry", "inspect", &image],
+            &["registry", "pull", &image, "--cache-dir", "cache"],
+            &["registry", "logout", &host],
+            &["registry", "login", &host, "-u", "ada", "-p", "a guess"],
+            &["completions", "fish"],
+            &["man"],
+            &["man", "--dir", "man"],
+        ],
+    );
+    desk.write("registries.json", "nonsense");
+    at_desk(&desk, "app", &mut transcript, &[&["registry", "logout", &host]]);
+    desk.write("broken/spin.toml", "x");
+    at_desk(&desk, "broken", &mut transcript, &[&["build"]]);
+    insta::assert_snapshot!(transcript.text);
+    assert!(transcript.unfit.is_empty(), "{:#?}", transcript.unfit);
+}
+
+/// Commands that serve until they are ended: what they say then is tested where they serve.
+const ENDLESS: [&str; 3] = ["serve", "up", "watch"];
+
+/// Commands that only fail where everything does.
+const UNFAILING: [&str; 1] = ["templates list"];
+
+/// Those that need what a test has not: a name in DNS that leads here.
+const UNSUCCESSFUL: [&str; 1] = ["domains verify"];
+
+#[test]
+fn every_command_has_a_golden_success_and_failure() {
+    let mut all = Vec::new();
+    helps(&[], &mut all);
+    let names: Vec<&str> = all.iter().filter_map(|(name, _)| name.strip_prefix("wisp ")).collect();
+    // What has commands below it is none.
+    let is_leaf = |name: &&&str| !names.iter().any(|other| other.starts_with(&format!("{name} ")));
+    let leaves: BTreeSet<&str> = names.iter().filter(is_leaf).copied().collect();
+    let (mut successes, mut failures) = (BTreeSet::new(), BTreeSet::new());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/snapshots");
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.file_name().unwrap().to_str().unwrap().starts_with("suite__golden__commands_") {
+            continue;
+        }
+        let text = fs::read_to_string(path).unwrap();
+        for said in text.split("\n$ wisp ").skip(1) {
+            let asked = format!("{} ", said.lines().next().unwrap());
+            let of = leaves.iter().filter(|name| asked.starts_with(&format!("{name} ")));
+            let kind = if said.contains("\n[exit code ") { &mut failures } else { &mut successes };
+            kind.extend(of.copied());
+        }
+    }
+    let lacks = |known: &BTreeSet<&str>, not: &[&str]| -> Vec<String> {
+        let lacking = leaves.iter().filter(|name| !known.contains(**name) && !not.contains(name));
+        lacking.map(ToString::to_string).collect()
+    };
+    let exempt: Vec<&str> = ENDLESS.iter().chain(&UNSUCCESSFUL).copied().collect();
+    assert_eq!(lacks(&successes, &exempt), Vec::<String>::new(), "no golden file shows these succeed");
+    assert_eq!(lacks(&failures, &UNFAILING), Vec::<String>::new(), "no golden file shows these fail");
 }
 
 #[test]

@@ -106,7 +106,10 @@ fn a_dependency_of_a_registry_and_middleware_of_a_url_are_served() {
          [application]\n\
          name = \"from-elsewhere\"\n\
          [[trigger.http]]\n\
-         route = \"/asks/...\"\n\
+         route = \"/count\"\n\
+         component = \"js-asks\"\n\
+         [[trigger.http]]\n\
+         route = \"/ask\"\n\
          component = \"js-asks\"\n\
          [[trigger.http]]\n\
          route = \"/...\"\n\
@@ -144,20 +147,17 @@ fn a_dependency_of_a_registry_and_middleware_of_a_url_are_served() {
     publish(registry.address, "wisp/composed", "1.1.0", &other_build(&asker, "evil"));
     let refused = build(&app, "three", &[]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(refused.stderr.contains("error[WISP-E0818]: spin.toml:16: "), "{}", refused.stderr);
+    assert!(refused.stderr.contains("error[WISP-E0818]: spin.toml:18: "), "{}", refused.stderr);
     let updated = build(&app, "three", &["--update"]);
     assert!(updated.stderr.contains("1.2.0"), "{}", updated.stderr);
-    drop(registry);
 
-    // Served from the cache of the suite, or it is fetched into it.
-    let cache = app.path("three").to_str().unwrap().to_owned();
-    let running = app.arguments(["--cache-dir", &cache]).start();
-    assert_eq!(running.get("/asks/count").text(), "1");
-    let denied = running.get("/asks/ask?what=key-value").text();
+    // Served from the cache of the suite, into which it is fetched once more.
+    let running = app.start();
+    assert_eq!(running.get("/count").text(), "1");
+    let denied = running.get("/ask?what=key-value").text();
     assert_eq!(denied, "error: Error::AccessDenied", "nothing is inherited");
     let through = running.get("/");
     assert_eq!(through.headers_named("x-gate"), ["passed"], "{}", through.text());
-    drop(running);
 }
 
 #[test]
@@ -185,4 +185,46 @@ fn an_app_of_parts_from_elsewhere_is_packed_whole() {
     // On another machine, from the image alone.
     let running = App::new("").arguments(["-f", &reference]).start();
     assert!(running.get("/").text().contains("Hello"));
+}
+
+#[test]
+fn targets_may_be_elsewhere() {
+    let (Some(registry), Some(component)) = (DockerRegistry::start(), guest("rust-sdk7")) else { return };
+    // A component, where a package of WIT is expected.
+    publish(registry.address, "our/cloud", "1.0.0", &fs::read(component).unwrap());
+    let built = |definition: &str, hosts: &str| {
+        let files = serve_file(definition.as_bytes().to_vec());
+        let app = App::of(
+            "rust-sdk7",
+            &format!("targets = [{{ url = \"http://{files}/our-cloud.toml\" }}]\n{hosts}"),
+        );
+        let mut command = wisp();
+        command.arg("build").current_dir(app.path("")).env("HOME", app.path(""));
+        command.env("WISP_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("suite-cache"));
+        command.env_remove("XDG_CONFIG_HOME");
+        let finished = finish(command);
+        let lock = fs::read_to_string(app.path("wisp.lock")).unwrap_or_default();
+        assert!(lock.contains(&format!("url = \"http://{files}/our-cloud.toml\"")), "{lock}");
+        finished
+    };
+    let world = "\"spin:up/http-trigger@4.1.0\"";
+    let fits = built(&format!("[triggers.http]\nworlds = [{world}]\n"), "");
+    assert!(fits.status.success(), "{}", fits.stderr);
+    // Others of its app are for who has them, and what is to be had for those who need it.
+    let chains = "allowed_outbound_hosts = [\"http://other.spin.internal\"]";
+    let cannot = built(&format!("[triggers.http]\nworlds = [{world}]\n"), chains);
+    assert!(cannot.stderr.contains("error[WISP-E1311]"), "{}", cannot.stderr);
+    assert!(cannot.stderr.contains("`local_service_chaining`"), "{}", cannot.stderr);
+    let can = format!("[triggers.http]\nworlds = [{world}]\ncapabilities = [\"local_service_chaining\"]\n");
+    assert!(built(&can, chains).status.success());
+    // Worlds of packages: of a registry that is named, or of none.
+    let named = format!(
+        "[triggers]\nhttp = [{{ registry = \"{}\", world = \"our:cloud/handler@1.0.0\" }}]\n",
+        registry.address
+    );
+    let no_wit = built(&named, "");
+    assert!(no_wit.stderr.contains("error[WISP-E1310]"), "{}", no_wit.stderr);
+    assert!(no_wit.stderr.contains("is no package of WIT"), "{}", no_wit.stderr);
+    let unknown = built("[triggers]\nhttp = [\"our:cloud/handler@1.0.0\"]\n", "");
+    assert!(unknown.stderr.contains("no registry is known"), "{}", unknown.stderr);
 }
