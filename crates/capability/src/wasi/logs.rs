@@ -80,6 +80,17 @@ const PREFIX_COLOURS: [u8; 5] = [32, 33, 34, 35, 36];
 /// opening costs some 10 microseconds for the others.
 const OPEN_FILES_COUNT: usize = 64;
 
+/// How much less priority the writer thread has (`nice`, which ends at 19): behind what
+/// serves, before guests that compute.
+const NICE: i32 = 5;
+
+/// So many messages in [`FLOOD_TIME`] are a flood: then the writer pauses, so that it is not
+/// woken for each of them and takes a core from others. What comes meanwhile waits in the
+/// queue, which has room for all that can be written in a hundred such pauses.
+const FLOOD_COUNT: u32 = 64;
+const FLOOD_TIME: Duration = Duration::from_millis(20);
+const FLOOD_PAUSE: Duration = Duration::from_millis(1);
+
 /// Which of its two standard streams a guest writes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StandardStream {
@@ -384,9 +395,20 @@ fn prefix(component: &str, is_terminal: bool) -> String {
 
 /// The writer thread: ends when nobody can send any more.
 fn write_all(messages: &Receiver<Message>) {
+    if let Err(error) = wisp_engine::lower_priority(NICE) {
+        tracing::debug!("the priority of the thread that writes logs cannot be lowered: {error}");
+    }
     let mut writer = Writer::default();
+    let (mut count, mut since) = (0, Instant::now());
     while let Ok(message) = messages.recv() {
         message.handle(&mut writer);
+        count += 1;
+        if count == FLOOD_COUNT {
+            if since.elapsed() < FLOOD_TIME {
+                thread::sleep(FLOOD_PAUSE);
+            }
+            (count, since) = (0, Instant::now());
+        }
     }
 }
 
