@@ -106,3 +106,64 @@ impl CustomCodeMemory for Publisher {
 fn mapped() -> MutexGuard<'static, BTreeMap<usize, Mapped>> {
     MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::{fs, io::Write as _, path::Path};
+
+    use super::*;
+    use crate::{EngineConfig, Flavor};
+
+    const SOURCE: &str = r#"(component
+        (core module $module (func (export "answer") (result i32) (i32.const 42)))
+        (core instance $instance (instantiate $module))
+        (func (export "answer") (result u32) (canon lift (core func $instance "answer"))))"#;
+
+    fn engine() -> Engine {
+        EngineConfig { pooling: false, ..EngineConfig::default() }.engine(Flavor::PlainSnapshot).unwrap()
+    }
+
+    fn is_mapped(path: &Path) -> bool {
+        fs::read_to_string("/proc/self/maps").unwrap().contains(path.to_str().unwrap())
+    }
+
+    fn call(component: &Component) -> u32 {
+        let engine = component.engine();
+        let mut store = wasmtime::Store::new(engine, ());
+        store.set_epoch_deadline(1_000_000);
+        let instance = wasmtime::component::Linker::new(engine).instantiate(&mut store, component).unwrap();
+        let answer = instance.get_typed_func::<(), (u32,)>(&mut store, "answer").unwrap();
+        answer.call(&mut store, ()).unwrap().0
+    }
+
+    #[test]
+    fn an_image_is_mapped_for_as_long_as_its_component_lives() {
+        let engine = engine();
+        let image = engine.precompile_component(&wat::parse_str(SOURCE).unwrap()).unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&image).unwrap();
+        // SAFETY: the bytes are this engine's own.
+        let map = || unsafe { map(&engine, file.as_file(), image.len()) }.unwrap();
+        let (one, other) = (map(), map());
+        assert_eq!((call(&one), call(&other)), (42, 42));
+        let another_user = one.clone();
+        drop(one);
+        assert_eq!(call(&another_user), 42);
+        drop(another_user);
+        assert!(is_mapped(file.path()), "the other is still there");
+        assert_eq!(call(&other), 42);
+        drop(other);
+        assert!(!is_mapped(file.path()));
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_and_unmapped() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[0; 5_000]).unwrap();
+        // SAFETY: Wasmtime reads its own header first and refuses what has none.
+        assert!(unsafe { map(&engine(), file.as_file(), 5_000) }.is_err());
+        assert!(!is_mapped(file.path()));
+    }
+}
