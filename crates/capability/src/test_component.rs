@@ -219,16 +219,20 @@ impl TestComponent {
     async fn instantiate(&self, grants: Arc<Grants>) -> Result<(Store<Host>, bindings::Test), Trap> {
         let mut store = Store::new(&self.engine, Host::new(grants));
         let limits = InstanceLimits { memory_bytes: MAX_MEMORY_BYTES, ..InstanceLimits::default() };
-        store.data_mut().limiter = Limiter::new(limits, None);
+        let extra_bytes = self.loaded.extra_memory_bytes();
+        store.data_mut().limiter = Limiter::new(limits, None).with_extra(extra_bytes);
         store.data_mut().set_max_handles(MAX_HANDLES_COUNT);
         store.set_max_component_handles(MAX_HANDLES_COUNT);
         store.limiter(|host| &mut host.limiter);
         preempt(&mut store);
         let instantiation = self.pre.instantiate_async(&mut store);
-        let instance = match &self.loaded.memory {
-            None => instantiation.await,
-            Some(memory) => memory.scope(instantiation).await.0,
+        let (instance, memory) = match &self.loaded.memory {
+            None => (instantiation.await, None),
+            Some(memory) => memory.scope(instantiation).await,
         };
+        if let (Some(memory), Ok(instance)) = (&memory, &instance) {
+            memory.begin(&mut store, instance).await.map_err(|error| trap(&error))?;
+        }
         let test = instance.and_then(|instance| self.indices.load(&mut store, &instance));
         test.map_err(|error| trap(&error)).map(|test| (store, test))
     }

@@ -137,8 +137,11 @@ pub struct Asked {
 /// What becomes of a component when it is compiled.
 #[derive(Clone, Debug, Serialize)]
 pub struct Image {
-    /// The size of the file that is mapped.
+    /// The size of what is mapped.
     pub size_bytes: u64,
+    /// How much of it is code that other components may have in common with this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_code_bytes: Option<u64>,
     /// How long compiling took; `None` if it was there already.
     pub compile_ms: Option<f64>,
 }
@@ -337,10 +340,11 @@ fn one(component: Option<String>, path: PathBuf, engine: Option<&Engine>) -> Res
                 .load_file(&path)
                 .map_err(|error| Error::Inspect { path: path.clone(), message: error.to_string() })?;
             Some(Image {
-                size_bytes: loaded.image.image_bytes(),
+                size_bytes: loaded.image.image_bytes() + loaded.image.shared_code_bytes().unwrap_or(0),
+                shared_code_bytes: loaded.image.shared_code_bytes(),
                 compile_ms: match loaded.origin {
                     Origin::Compiled(duration) => Some(duration.as_secs_f64() * 1e3),
-                    Origin::Mapped => None,
+                    Origin::Mapped | Origin::Shared(_) => None,
                 },
             })
         }

@@ -3,16 +3,24 @@
 //! An image is a file `DIGEST-ENGINE-FLAVOR.cwasm`: the source's digest, the
 //! engine's compatibility hash, the flavor. Its contents are what Wasmtime
 //! serialised, then the initial contents of the component's memory if that is a
-//! snapshot (at the start of a page, so that it can be mapped), then a trailer:
+//! snapshot (at the start of a page, so that it can be mapped), then the initial values
+//! of its variables, then a trailer:
 //!
 //! | bytes | what |
 //! | --- | --- |
 //! | 8 | where the memory's contents begin in the file, little-endian |
 //! | 8 | their length; 0 if there are none |
 //! | 8 | their address in the memory |
-//! | 8 | 1 if instances can be rewound, else 0 |
+//! | 8 | how many bytes larger the memory is than the code says |
+//! | 8 | the length of the variables' values, which follow the memory's contents |
+//! | 8 | 1 if instances can be rewound, plus 2 if the code is in a file of its own |
+//! | 32 | the digest of that code, else zeros |
 //! | 32 | BLAKE3 checksum of all bytes before it |
-//! | 8 | `WISPIMG2` |
+//! | 8 | `WISPIMG3` |
+//!
+//! Code that images share (see [`crate::code`]) is a file `code-DIGEST-ENGINE-FLAVOR.cwasm`
+//! of the same form, with the digest of what was compiled, and with nothing but code in it.
+//! The images that refer to it have none.
 //!
 //! Loading native code that is not what the compiler wrote is undefined
 //! behaviour, so nothing is mapped before its checksum was compared. The file is
@@ -33,14 +41,15 @@
 //! # Signed images
 //!
 //! In a store that was opened with a key, 64 bytes of signature over the file's name and
-//! the checksum follow, and `WISPSIG1`. Such a store maps nothing that lacks them.
+//! the checksum follow, and `WISPSIG1`. Such a store maps nothing that lacks them, code
+//! that is shared included.
 
 use std::{
     collections::HashMap,
     fs::{self, File},
     hash::{Hash, Hasher},
     io::{self, Read as _, Seek as _, Write as _},
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -49,19 +58,24 @@ use wasmtime::{Engine, component::Component};
 
 use crate::{
     Digest, Error, FileIdentity, Flavor, SigningKey, VerifyingKey,
+    code::Beginning,
     memory::{self, MemoryImage, Place, snapshot::Contents},
     signature::SIGNATURE_BYTES,
     source_index::SourceIndex,
 };
 
 /// Ends every whole image; the digit counts versions of the trailer.
-const TRAILER_MAGIC: &[u8; 8] = b"WISPIMG2";
+const TRAILER_MAGIC: &[u8; 8] = b"WISPIMG3";
 
-/// Where the memory's contents lie and what they are good for: four numbers.
-const CONTENTS_BYTES: usize = 4 * size_of::<u64>();
+/// What is known about the memory, and where the code is: six numbers and a digest.
+const FACTS_BYTES: usize = 6 * size_of::<u64>() + size_of::<Digest>();
 
-/// The trailer: where the contents lie, a checksum and the magic.
-const TRAILER_BYTES: usize = CONTENTS_BYTES + blake3::OUT_LEN + TRAILER_MAGIC.len();
+/// The trailer: the facts, a checksum and the magic.
+const TRAILER_BYTES: usize = FACTS_BYTES + blake3::OUT_LEN + TRAILER_MAGIC.len();
+
+/// Bits of the facts' last number.
+const CAN_REWIND: u64 = 1;
+const HAS_SHARED_CODE: u64 = 2;
 
 /// Ends every signed image.
 const SIGNED_MAGIC: &[u8; 8] = b"WISPSIG1";
@@ -69,36 +83,71 @@ const SIGNED_MAGIC: &[u8; 8] = b"WISPSIG1";
 /// What follows the trailer of a signed image.
 const SIGNED_TRAILER_BYTES: usize = SIGNATURE_BYTES + SIGNED_MAGIC.len();
 
+/// Begins the names of files with code that images share.
+const CODE_PREFIX: &str = "code-";
+
 /// How much of an image is read at once while its checksum is computed.
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// Counts changes to what is made of a source before it is compiled: an image made
 /// by an older version must not be found.
-const NORMALIZER_VERSION: u32 = 5;
+const NORMALIZER_VERSION: u32 = 6;
 
 /// What is written for one component.
 pub(crate) struct Image<'bytes> {
-    /// Native code, as Wasmtime serialised it.
-    pub(crate) code: &'bytes [u8],
+    pub(crate) code: ImageCode<'bytes>,
     /// What its memory begins with, where that was taken out of it.
     pub(crate) contents: Option<&'bytes Contents>,
+    /// What its code does not say, where that is shared.
+    pub(crate) beginning: Option<&'bytes Arc<Beginning>>,
     /// Whether its instances can be rewound.
     pub(crate) can_rewind: bool,
 }
 
-/// An image that was mapped.
-pub(crate) struct Mapped {
-    pub(crate) component: Component,
+/// An image's native code.
+pub(crate) enum ImageCode<'bytes> {
+    /// As Wasmtime serialised it.
+    Here(&'bytes [u8]),
+    /// In a file of its own.
+    Shared(Digest),
+}
+
+/// An image that was found to be sound, and mapped.
+pub(crate) struct Found {
+    pub(crate) code: FoundCode,
     /// What its memory begins with, and whether instances can be rewound.
     pub(crate) memory: Option<(MemoryImage, bool)>,
     pub(crate) image_bytes: u64,
 }
 
-/// What an image says about its component's memory.
-#[derive(Clone, Copy, Debug)]
-struct MemoryFacts {
-    place: Place,
+/// An image's code.
+pub(crate) enum FoundCode {
+    Own(Component),
+    /// To be loaded as well.
+    Shared(Digest),
+}
+
+/// Code that images share, mapped.
+pub(crate) struct SharedCode {
+    pub(crate) component: Component,
+    pub(crate) can_rewind: bool,
+    pub(crate) image_bytes: u64,
+}
+
+/// What an image says about its component.
+#[derive(Clone, Debug, Default)]
+struct Facts {
     can_rewind: bool,
+    /// Where its memory's contents are, if they are in it.
+    place: Option<Place>,
+    shared: Option<Arc<SharedFacts>>,
+}
+
+/// What an image says whose code is in another file.
+#[derive(Debug)]
+struct SharedFacts {
+    code: Digest,
+    beginning: Arc<Beginning>,
 }
 
 /// The name of the list of sources whose digests are known.
@@ -110,11 +159,27 @@ pub struct ImageStore {
     folder: PathBuf,
     /// Whoever has to have signed an image.
     key: Option<VerifyingKey>,
-    verified: Arc<Mutex<HashMap<ShortDigest, Verified>>>,
+    verified: Arc<Known>,
+    verified_codes: Arc<Known>,
     sources: Arc<SourceIndex>,
     /// Engines whose compatibility hash is known: a handful. To compute it takes longer
     /// than to open a file.
     engines: Arc<Mutex<Vec<KnownEngine>>>,
+    /// A folder in which code that images share may be as well. It is referred to, and
+    /// whoever takes in the images verifies it.
+    lender: Option<PathBuf>,
+}
+
+/// Files that were verified in this process.
+type Known = Mutex<HashMap<ShortDigest, Verified>>;
+
+/// What a file in the store is found by.
+#[derive(Clone, Copy)]
+enum Name<'digest> {
+    /// The image of a source.
+    Image(&'digest Digest),
+    /// Code that images share.
+    Code(&'digest Digest),
 }
 
 /// An engine and its compatibility hash.
@@ -124,12 +189,19 @@ type KnownEngine = (Engine, Arc<str>);
 /// also have the right file name.
 type ShortDigest = [u8; 16];
 
-/// An image that was verified in this process.
-#[derive(Clone, Copy, Debug)]
+/// A file that was verified in this process.
+#[derive(Clone, Debug)]
 struct Verified {
     identity: FileIdentity,
     flavor: Flavor,
-    memory: Option<MemoryFacts>,
+    facts: Facts,
+}
+
+/// A file that holds what the compiler wrote.
+struct Sound {
+    path: PathBuf,
+    file: File,
+    verified: Verified,
 }
 
 impl ImageStore {
@@ -141,7 +213,8 @@ impl ImageStore {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(|cause| Error::ImageStore { path: folder.clone(), cause })?;
         let sources = Arc::new(SourceIndex::open(folder.join(SOURCE_INDEX_NAME)));
-        Ok(Self { folder, key: None, verified: Arc::default(), sources, engines: Arc::default() })
+        let (verified, verified_codes) = (Arc::default(), Arc::default());
+        Ok(Self { folder, key: None, verified, verified_codes, sources, lender: None, engines: Arc::default() })
     }
 
     /// The same, and maps only what the owner of the key signed. An engine with this
@@ -153,15 +226,31 @@ impl ImageStore {
         Ok(Self { key: Some(key), ..Self::open(folder)? })
     }
 
+    /// A store whose images may refer to code in another store's folder.
+    pub(crate) fn borrowing(self, lender: Option<&Path>) -> Self {
+        Self { lender: lender.map(Path::to_owned), ..self }
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Whether only signed images are mapped.
     pub(crate) fn is_signed(&self) -> bool {
         self.key.is_some()
     }
 
-    /// Whether there is an image of a source that would be mapped. Reads it unless it is
-    /// known.
+    /// Whether there is an image of a source that would be mapped, and its code. Reads
+    /// them unless they are known.
     pub fn has(&self, source: &Digest, engine: &crate::Engine) -> bool {
-        Flavor::ALL.into_iter().any(|flavor| self.load(source, engine.wasmtime(flavor), flavor).is_some())
+        Flavor::ALL.into_iter().any(|flavor| {
+            let engine = engine.wasmtime(flavor);
+            self.load(source, engine, flavor).is_some_and(|found| match found.code {
+                FoundCode::Own(_) => true,
+                FoundCode::Shared(code) => self.load_code(&code, engine, flavor).is_some(),
+            })
+        })
     }
 
     /// Where the images of a source for an engine are or would be.
@@ -169,35 +258,84 @@ impl ImageStore {
         Flavor::ALL.into_iter().map(|flavor| self.path(source, engine.wasmtime(flavor), flavor)).collect()
     }
 
-    /// Signs an image that [`compile_file`](crate::compile_file) made, and takes it in.
-    /// It is on disk when this returns.
+    /// Where the code of an image is or would be in this store, if the image is one that
+    /// shares it. Reads the image's trailer, and takes its word.
+    pub fn code_path_of(&self, image: &Path) -> Option<PathBuf> {
+        let code = Trailer::read(&File::open(image).ok()?).ok()?.code?;
+        Some(self.folder.join(code_name(&code, image)?))
+    }
+
+    /// Whether a file in a store is code that images share, by its name.
+    pub fn is_shared_code(path: &Path) -> bool {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(CODE_PREFIX))
+    }
+
+    /// Signs an image that [`compile_file`](crate::compile_file) made, and takes it in,
+    /// with the code that was compiled for it. It is on disk when this returns. False if
+    /// its code was not compiled because this store has it, and it has not, or not as it
+    /// was signed: then nothing was taken in, and what is not sound is gone.
     ///
     /// # Errors
     /// [`Error::Unsigned`] if it is no whole image of that source, and
     /// [`Error::ImageStore`].
-    pub fn adopt(&self, image: &Path, source: &Digest, key: &SigningKey) -> Result<(), Error> {
-        let failed = |cause| Error::ImageStore { path: image.to_owned(), cause };
-        let refused = |reason: &str| Error::Unsigned { reason: reason.to_owned() };
+    pub fn adopt(&self, image: &Path, source: &Digest, key: &SigningKey) -> Result<bool, Error> {
         let name = image.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if !name.strip_prefix(&source.to_string()).is_some_and(|rest| rest.starts_with('-')) {
-            return Err(refused("what was compiled is not what was asked for"));
+            return Err(Error::Unsigned { reason: "what was compiled is not what was asked for".into() });
         }
-        let mut from = File::open(image).map_err(failed)?;
-        let length_bytes = from.metadata().map_err(failed)?.len();
-        let (_, checksum) =
-            verify(&mut from, length_bytes, None).map_err(|reason| Error::Unsigned { reason })?;
+        let (facts, file, checksum) = verify_made(image)?;
+        if let Some(shared) = &facts.shared {
+            let code_name = code_name(&shared.code, image)
+                .ok_or_else(|| Error::Unsigned { reason: "its code cannot be named".into() })?;
+            let code = image.with_file_name(&code_name);
+            if code.exists() {
+                let (_, file, checksum) = verify_made(&code)?;
+                self.take_in(file, &code_name, &checksum, key)?;
+            } else if !self.has_sound_code(&shared.code, &code_name) {
+                return Ok(false);
+            }
+        }
+        self.take_in(file, name, &checksum, key)?;
+        Ok(true)
+    }
+
+    /// Copies a file into the store and signs it.
+    fn take_in(&self, mut from: File, name: &str, checksum: &[u8], key: &SigningKey) -> Result<(), Error> {
         let path = self.folder.join(name);
         let written = (|| {
             let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(&self.folder)?;
             from.rewind()?;
             io::copy(&mut from, file.as_file_mut())?;
-            file.write_all(&key.sign(name, &checksum))?;
+            file.write_all(&key.sign(name, checksum))?;
             file.write_all(SIGNED_MAGIC)?;
             file.as_file().sync_all()?;
             file.persist(&path)?;
             File::open(&self.folder)?.sync_all()
         })();
         written.map_err(|cause| Error::ImageStore { path, cause })
+    }
+
+    /// Whether the store has this code as it was signed; removes it if it is altered.
+    fn has_sound_code(&self, code: &Digest, file_name: &str) -> bool {
+        let path = self.folder.join(file_name);
+        let is_of = |flavor: &Flavor| file_name.ends_with(&format!("-{}.cwasm", flavor.name()));
+        let (Ok(file), Some(flavor)) = (File::open(&path), Flavor::ALL.into_iter().find(is_of)) else {
+            return false;
+        };
+        match self.verify(Name::Code(code), path.clone(), file, flavor) {
+            Ok((sound, is_settled)) => {
+                if is_settled {
+                    self.remember(Name::Code(code), sound.verified);
+                }
+                true
+            }
+            Err(reason) => {
+                tracing::warn!(path = %path.display(), reason, "compiled code is damaged, compiling again");
+                // If it cannot be removed, it is replaced.
+                drop(fs::remove_file(&path));
+                false
+            }
+        }
     }
 
     /// The digests of sources by their files' identity.
@@ -207,33 +345,57 @@ impl ImageStore {
 
     /// The flavor of an image that was verified in this process.
     pub(crate) fn verified_flavor(&self, source: &Digest) -> Option<Flavor> {
-        Some(self.verified_image(source)?.flavor)
+        Some(self.known(Name::Image(source))?.flavor)
     }
 
-    fn verified_image(&self, source: &Digest) -> Option<Verified> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(&short(source)).copied()
+    fn known(&self, name: Name<'_>) -> Option<Verified> {
+        let (known, digest) = self.known_by(name);
+        known.lock().unwrap_or_else(PoisonError::into_inner).get(&short(digest)).cloned()
     }
 
-    fn remember(&self, source: &Digest, verified: Verified) {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(short(source), verified);
+    fn remember(&self, name: Name<'_>, verified: Verified) {
+        let (known, digest) = self.known_by(name);
+        known.lock().unwrap_or_else(PoisonError::into_inner).insert(short(digest), verified);
+    }
+
+    fn known_by<'digest>(&self, name: Name<'digest>) -> (&Known, &'digest Digest) {
+        match name {
+            Name::Image(source) => (&self.verified, source),
+            Name::Code(code) => (&self.verified_codes, code),
+        }
     }
 
     /// Maps an image if it was verified in this process and its file is still the
     /// same; `None` says nothing about whether there is one.
-    pub(crate) fn load_verified(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Mapped> {
-        let known = self.verified_image(source).filter(|known| known.flavor == flavor)?;
-        let path = self.path(source, engine, flavor);
+    pub(crate) fn load_verified(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Found> {
+        map(self.open_known(Name::Image(source), engine, flavor)?, engine).ok()
+    }
+
+    /// The same for code that images share.
+    pub(crate) fn load_verified_code(
+        &self,
+        code: &Digest,
+        engine: &Engine,
+        flavor: Flavor,
+    ) -> Option<SharedCode> {
+        map_code(&self.open_known(Name::Code(code), engine, flavor)?, engine).ok()
+    }
+
+    fn open_known(&self, name: Name<'_>, engine: &Engine, flavor: Flavor) -> Option<Sound> {
+        let verified = self.known(name).filter(|known| known.flavor == flavor)?;
+        let path = self.path_of(name, engine, flavor);
         let file = File::open(&path).ok()?;
-        if FileIdentity::of(&file).ok()? != known.identity {
-            return None;
-        }
-        map(path, &file, engine, &known).ok()
+        let is_same = FileIdentity::of(&file).ok()? == verified.identity;
+        is_same.then_some(Sound { path, file, verified })
     }
 
     /// Where the image of `source` for `engine` is or would be.
     pub fn path(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> PathBuf {
-        let (flavor_name, compatibility) = (flavor.name(), self.compatibility(engine));
-        self.folder.join(format!("{source}-{compatibility}-{flavor_name}.cwasm"))
+        self.path_of(Name::Image(source), engine, flavor)
+    }
+
+    fn path_of(&self, name: Name<'_>, engine: &Engine, flavor: Flavor) -> PathBuf {
+        self.folder.join(file_name(name, &self.compatibility(engine), flavor))
     }
 
     fn compatibility(&self, engine: &Engine) -> Arc<str> {
@@ -247,8 +409,31 @@ impl ImageStore {
     }
 
     /// Maps an image if the store holds a sound one; `None` if it must be compiled.
-    pub(crate) fn load(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Mapped> {
-        let path = self.path(source, engine, flavor);
+    pub(crate) fn load(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Found> {
+        self.load_with(Name::Image(source), engine, flavor, map)
+    }
+
+    /// Maps code that images share if the store holds it; `None` if it must be compiled.
+    pub(crate) fn load_code(&self, code: &Digest, engine: &Engine, flavor: Flavor) -> Option<SharedCode> {
+        self.load_with(Name::Code(code), engine, flavor, |sound, engine| map_code(&sound, engine))
+    }
+
+    /// Whether instances of code can be rewound that this store has not, and another one
+    /// lends, as it says itself.
+    pub(crate) fn lent_code(&self, code: &Digest, engine: &Engine, flavor: Flavor) -> Option<bool> {
+        let path = self.lender.as_ref()?.join(file_name(Name::Code(code), &self.compatibility(engine), flavor));
+        let numbers = Trailer::read(&File::open(path).ok()?).ok()?;
+        Some(numbers.can_rewind)
+    }
+
+    fn load_with<T>(
+        &self,
+        name: Name<'_>,
+        engine: &Engine,
+        flavor: Flavor,
+        map: impl FnOnce(Sound, &Engine) -> Result<T, String>,
+    ) -> Option<T> {
+        let path = self.path_of(name, engine, flavor);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -257,40 +442,42 @@ impl ImageStore {
                 return None;
             }
         };
-        match self.verify_and_map(&path, file, source, engine, flavor) {
-            Ok(mapped) => Some(mapped),
-            Err(reason) => {
+        let mapped = self.verify(name, path.clone(), file, flavor).and_then(|(sound, is_settled)| {
+            let verified = is_settled.then(|| sound.verified.clone());
+            let mapped = map(sound, engine)?;
+            if let Some(verified) = verified {
+                self.remember(name, verified);
+            }
+            Ok(mapped)
+        });
+        mapped
+            .inspect_err(|reason| {
                 let then = if self.is_signed() { "it is not used" } else { "compiling again" };
                 tracing::warn!(path = %path.display(), reason, "compiled image is damaged, {then}");
-                None
-            }
-        }
+            })
+            .ok()
     }
 
-    fn verify_and_map(
+    /// Verifies a file unless it is known; tells whether its identity can be relied upon.
+    fn verify(
         &self,
-        path: &Path,
+        name: Name<'_>,
+        path: PathBuf,
         mut file: File,
-        source: &Digest,
-        engine: &Engine,
         flavor: Flavor,
-    ) -> Result<Mapped, String> {
+    ) -> Result<(Sound, bool), String> {
         let identity = FileIdentity::of(&file).map_err(|error| format!("it cannot be read: {error}"))?;
         let is_settled = identity.is_settled();
-        let verified = match self.verified_image(source) {
+        let verified = match self.known(name) {
             Some(known) if known.identity == identity && known.flavor == flavor => known,
             _ => {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let key = self.key.as_ref().map(|key| (key, name));
-                let (memory, _) = verify(&mut file, identity.size_bytes(), key)?;
-                Verified { identity, flavor, memory }
+                let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let key = self.key.as_ref().map(|key| (key, file_name));
+                let (facts, _) = verify(&mut file, identity.size_bytes(), key)?;
+                Verified { identity, flavor, facts }
             }
         };
-        let mapped = map(path.to_owned(), &file, engine, &verified)?;
-        if is_settled {
-            self.remember(source, verified);
-        }
-        Ok(mapped)
+        Ok((Sound { path, file, verified }, is_settled))
     }
 
     /// Writes an image so that whoever looks sees it whole or not at all.
@@ -301,13 +488,58 @@ impl ImageStore {
         flavor: Flavor,
         image: &Image<'_>,
     ) -> Result<(), Error> {
-        let path = self.path(source, engine, flavor);
-        let (identity, memory) = write_atomically(&self.folder, &path, image)
+        self.insert_as(Name::Image(source), engine, flavor, image)
+    }
+
+    /// The same for code that images share.
+    pub(crate) fn insert_code(
+        &self,
+        code: &Digest,
+        engine: &Engine,
+        flavor: Flavor,
+        image: &Image<'_>,
+    ) -> Result<(), Error> {
+        self.insert_as(Name::Code(code), engine, flavor, image)
+    }
+
+    fn insert_as(
+        &self,
+        name: Name<'_>,
+        engine: &Engine,
+        flavor: Flavor,
+        image: &Image<'_>,
+    ) -> Result<(), Error> {
+        let path = self.path_of(name, engine, flavor);
+        let (identity, facts) = write_atomically(&self.folder, &path, image)
             .map_err(|cause| Error::ImageStore { path, cause })?;
         // However young it is: nobody else writes to a file in place.
-        self.remember(source, Verified { identity, flavor, memory });
+        self.remember(name, Verified { identity, flavor, facts });
         Ok(())
     }
+}
+
+fn file_name(name: Name<'_>, compatibility: &str, flavor: Flavor) -> String {
+    let (prefix, digest) = match name {
+        Name::Image(source) => ("", source),
+        Name::Code(code) => (CODE_PREFIX, code),
+    };
+    format!("{prefix}{digest}-{compatibility}-{}.cwasm", flavor.name())
+}
+
+/// The name of the code that an image refers to: it is for the same engine and flavor.
+fn code_name(code: &Digest, image: &Path) -> Option<String> {
+    let (_, rest) = image.file_name()?.to_str()?.split_once('-')?;
+    Some(format!("{CODE_PREFIX}{code}-{rest}"))
+}
+
+/// Verifies an image that somebody else made and that is not signed.
+fn verify_made(image: &Path) -> Result<(Facts, File, [u8; blake3::OUT_LEN]), Error> {
+    let failed = |cause| Error::ImageStore { path: image.to_owned(), cause };
+    let mut file = File::open(image).map_err(failed)?;
+    let length_bytes = file.metadata().map_err(failed)?.len();
+    let (facts, checksum) =
+        verify(&mut file, length_bytes, None).map_err(|reason| Error::Unsigned { reason })?;
+    Ok((facts, file, checksum))
 }
 
 fn short(digest: &Digest) -> ShortDigest {
@@ -316,58 +548,86 @@ fn short(digest: &Digest) -> ShortDigest {
     short
 }
 
-/// Maps the file at `path` that is known to hold what the compiler wrote.
-fn map(path: PathBuf, file: &File, engine: &Engine, verified: &Verified) -> Result<Mapped, String> {
-    let image_bytes = verified.identity.size_bytes();
-    // SAFETY: the callers have compared the checksum of this very file, now or when it
-    // had the same identity, so these are the bytes that `insert` was given by the
-    // compiler; and the engine's own header check (inside) refuses an image of another
-    // engine version or configuration.
-    let component = unsafe {
-        if memory::code::IS_USED && verified.flavor.has_snapshot() {
-            memory::code::map(engine, file, usize::try_from(image_bytes).unwrap_or(usize::MAX))?
-        } else {
-            // Through the descriptor, so that what is mapped is what was verified.
-            let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
-            Component::deserialize_file(engine, descriptor).map_err(|error| error.to_string())?
-        }
-    };
-    let memory = verified
-        .memory
-        .map(|facts| {
-            MemoryImage::in_image(&component, path, verified.identity, facts.place)
+/// Maps an image.
+fn map(sound: Sound, engine: &Engine) -> Result<Found, String> {
+    let Sound { path, file, verified: Verified { identity, flavor, facts } } = sound;
+    let image_bytes = identity.size_bytes();
+    if let Some(shared) = facts.shared {
+        let place = facts.place.ok_or("its memory is not in it")?;
+        let image = MemoryImage::apart(&file, path, identity, place, shared.beginning.clone())
+            .map_err(|error| format!("it cannot be mapped: {error}"))?;
+        let memory = Some((image, facts.can_rewind));
+        return Ok(Found { code: FoundCode::Shared(shared.code), memory, image_bytes });
+    }
+    let component = map_component(&file, engine, flavor, image_bytes)?;
+    let memory = facts
+        .place
+        .map(|place| {
+            MemoryImage::in_image(&component, path, identity, place)
                 .map(|image| (image, facts.can_rewind))
                 .ok_or("its memory is not in it")
         })
         .transpose()?;
-    Ok(Mapped { component, memory, image_bytes })
+    Ok(Found { code: FoundCode::Own(component), memory, image_bytes })
 }
 
-/// Returns the identity of what was written, and where the memory's contents are in it.
-fn write_atomically(
-    folder: &Path,
-    path: &Path,
-    image: &Image<'_>,
-) -> io::Result<(FileIdentity, Option<MemoryFacts>)> {
+/// Maps code that images share.
+fn map_code(sound: &Sound, engine: &Engine) -> Result<SharedCode, String> {
+    let Verified { identity, flavor, facts } = &sound.verified;
+    let image_bytes = identity.size_bytes();
+    let component = map_component(&sound.file, engine, *flavor, image_bytes)?;
+    Ok(SharedCode { component, can_rewind: facts.can_rewind, image_bytes })
+}
+
+/// Maps the code in a file that is known to hold what the compiler wrote.
+fn map_component(
+    file: &File,
+    engine: &Engine,
+    flavor: Flavor,
+    image_bytes: u64,
+) -> Result<Component, String> {
+    // SAFETY: the callers have compared the checksum of this very file, now or when it
+    // had the same identity, so these are the bytes that `insert` was given by the
+    // compiler; and the engine's own header check (inside) refuses an image of another
+    // engine version or configuration.
+    unsafe {
+        if memory::code::IS_USED && flavor.has_snapshot() {
+            memory::code::map(engine, file, usize::try_from(image_bytes).unwrap_or(usize::MAX))
+        } else {
+            // Through the descriptor, so that what is mapped is what was verified.
+            let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+            Component::deserialize_file(engine, descriptor).map_err(|error| error.to_string())
+        }
+    }
+}
+
+/// Returns the identity of what was written, and what it says.
+fn write_atomically(folder: &Path, path: &Path, image: &Image<'_>) -> io::Result<(FileIdentity, Facts)> {
     let file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
     let mut writer = Hashing { file: file.as_file(), hasher: blake3::Hasher::new() };
-    writer.write_all(image.code)?;
-    let mut facts = None;
+    let mut facts = Facts { can_rewind: image.can_rewind, ..Facts::default() };
+    let code_bytes = match &image.code {
+        ImageCode::Here(code) => {
+            writer.write_all(code)?;
+            code.len()
+        }
+        ImageCode::Shared(code) => {
+            let beginning = image.beginning.cloned().unwrap_or_default();
+            facts.shared = Some(Arc::new(SharedFacts { code: *code, beginning }));
+            0
+        }
+    };
     if let Some(Contents { bytes, address }) = image.contents {
-        let start_bytes = image.code.len().next_multiple_of(memory::page_bytes());
-        writer.write_all(&vec![0; start_bytes - image.code.len()])?;
+        let start_bytes = code_bytes.next_multiple_of(memory::page_bytes());
+        writer.write_all(&vec![0; start_bytes - code_bytes])?;
         writer.write_all(bytes)?;
         let (offset_bytes, length_bytes) = (start_bytes as u64, bytes.len());
-        let place = Place { offset_bytes, length_bytes, address: *address };
-        facts = Some(MemoryFacts { place, can_rewind: image.can_rewind });
+        facts.place = Some(Place { offset_bytes, length_bytes, address: *address });
     }
-    let numbers = facts.map_or([0; 4], |MemoryFacts { place, can_rewind }| {
-        let (length, address) = (place.length_bytes as u64, place.address as u64);
-        [place.offset_bytes, length, address, u64::from(can_rewind)]
-    });
-    for number in numbers {
-        writer.write_all(&number.to_le_bytes())?;
+    if let Some(shared) = &facts.shared {
+        writer.write_all(&shared.beginning.variables)?;
     }
+    writer.write_all(&Trailer::of(&facts).to_bytes())?;
     let checksum = writer.hasher.finalize();
     file.as_file().write_all(checksum.as_bytes())?;
     file.as_file().write_all(TRAILER_MAGIC)?;
@@ -375,6 +635,103 @@ fn write_atomically(
     // while waiting for the disk would take longer than compiling a small component.
     let file = file.persist(path)?;
     Ok((FileIdentity::of(&file)?, facts))
+}
+
+/// The facts as they are written.
+#[derive(Clone, Copy, Default)]
+struct Trailer {
+    offset_bytes: u64,
+    length_bytes: u64,
+    address: u64,
+    extra_bytes: u64,
+    variables_bytes: u64,
+    can_rewind: bool,
+    code: Option<Digest>,
+}
+
+impl Trailer {
+    fn of(facts: &Facts) -> Self {
+        let mut trailer = Self { can_rewind: facts.can_rewind, ..Self::default() };
+        if let Some(place) = facts.place {
+            trailer.offset_bytes = place.offset_bytes;
+            trailer.length_bytes = place.length_bytes as u64;
+            trailer.address = place.address as u64;
+        }
+        if let Some(shared) = &facts.shared {
+            trailer.code = Some(shared.code);
+            trailer.extra_bytes = shared.beginning.extra_bytes as u64;
+            trailer.variables_bytes = shared.beginning.variables.len() as u64;
+        }
+        trailer
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        let bits = if self.can_rewind { CAN_REWIND } else { 0 }
+            | if self.code.is_some() { HAS_SHARED_CODE } else { 0 };
+        let numbers = [
+            self.offset_bytes,
+            self.length_bytes,
+            self.address,
+            self.extra_bytes,
+            self.variables_bytes,
+            bits,
+        ];
+        let mut bytes: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
+        bytes.extend_from_slice(&self.code.map_or([0; 32], |code| *code.as_bytes()));
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; FACTS_BYTES]) -> Self {
+        let (numbers, digest) = bytes.split_at(FACTS_BYTES - size_of::<Digest>());
+        let mut numbers = numbers
+            .chunks_exact(size_of::<u64>())
+            .map(|bytes| bytes.try_into().map_or(u64::MAX, u64::from_le_bytes));
+        let mut next = || numbers.next().unwrap_or(0);
+        let (offset_bytes, length_bytes, address) = (next(), next(), next());
+        let (extra_bytes, variables_bytes, bits) = (next(), next(), next());
+        let code = digest.try_into().ok().filter(|_| bits & HAS_SHARED_CODE != 0).map(Digest::from_bytes);
+        let can_rewind = bits & CAN_REWIND != 0;
+        Self { offset_bytes, length_bytes, address, extra_bytes, variables_bytes, can_rewind, code }
+    }
+
+    /// Reads what a file says, signed or not, without verifying it.
+    fn read(file: &File) -> io::Result<Self> {
+        let absent = || io::Error::from(io::ErrorKind::InvalidData);
+        let mut end_bytes = file.metadata()?.len();
+        let mut magic = [0; 8];
+        file.read_exact_at(&mut magic, end_bytes.checked_sub(8).ok_or_else(absent)?)?;
+        if &magic == SIGNED_MAGIC {
+            end_bytes = end_bytes.checked_sub(SIGNED_TRAILER_BYTES as u64).ok_or_else(absent)?;
+            file.read_exact_at(&mut magic, end_bytes.checked_sub(8).ok_or_else(absent)?)?;
+        }
+        let start_bytes = end_bytes.checked_sub(TRAILER_BYTES as u64).ok_or_else(absent)?;
+        let mut facts = [0; FACTS_BYTES];
+        file.read_exact_at(&mut facts, start_bytes)?;
+        if &magic == TRAILER_MAGIC { Ok(Self::from_bytes(&facts)) } else { Err(absent()) }
+    }
+
+    /// What the trailer says about the `body_bytes` before it, which were verified.
+    fn facts(self, file: &File, body_bytes: u64) -> Result<Facts, String> {
+        let contents_end = self.offset_bytes.checked_add(self.length_bytes);
+        let variables_end = contents_end.and_then(|end| end.checked_add(self.variables_bytes));
+        if variables_end.is_none_or(|end| end > body_bytes) {
+            return Err("its memory is not in it".into());
+        }
+        let number = |number: u64| usize::try_from(number).map_err(|_| "its memory is too large".to_owned());
+        let mut facts = Facts { can_rewind: self.can_rewind, ..Facts::default() };
+        if self.length_bytes > 0 {
+            let (length_bytes, address) = (number(self.length_bytes)?, number(self.address)?);
+            facts.place = Some(Place { offset_bytes: self.offset_bytes, length_bytes, address });
+        }
+        if let Some(code) = self.code {
+            let mut variables = vec![0; number(self.variables_bytes)?].into_boxed_slice();
+            file.read_exact_at(&mut variables, contents_end.unwrap_or(0))
+                .map_err(|error| format!("it cannot be read: {error}"))?;
+            let beginning = Arc::new(Beginning { extra_bytes: number(self.extra_bytes)?, variables });
+            facts.shared = Some(Arc::new(SharedFacts { code, beginning }));
+        }
+        Ok(facts)
+    }
 }
 
 /// Writes to a file and computes its checksum.
@@ -391,18 +748,18 @@ impl Hashing<'_> {
 }
 
 /// Compares the file's checksum, and who signed it if a key is given; on success nothing
-/// but the compiler wrote it. Tells what it says about the component's memory, if that is
-/// in it, and the checksum.
+/// but the compiler wrote it. Tells what it says about its component, and the checksum.
 fn verify(
     file: &mut File,
     length_bytes: u64,
     key: Option<(&VerifyingKey, &str)>,
-) -> Result<(Option<MemoryFacts>, [u8; blake3::OUT_LEN]), String> {
+) -> Result<(Facts, [u8; blake3::OUT_LEN]), String> {
     let read_error = |error: io::Error| format!("it cannot be read: {error}");
     let signature_bytes = if key.is_some() { SIGNED_TRAILER_BYTES } else { 0 };
-    let Some(mut remaining_bytes) = length_bytes.checked_sub((TRAILER_BYTES + signature_bytes) as u64) else {
+    let Some(body_bytes) = length_bytes.checked_sub((TRAILER_BYTES + signature_bytes) as u64) else {
         return Err("it is truncated".into());
     };
+    let mut remaining_bytes = body_bytes;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     while remaining_bytes > 0 {
@@ -414,10 +771,11 @@ fn verify(
         hasher.update(&buffer[..count]);
         remaining_bytes -= count as u64;
     }
-    let mut trailer = [0; TRAILER_BYTES];
-    file.read_exact(&mut trailer).map_err(read_error)?;
-    let (place, rest) = trailer.split_at(CONTENTS_BYTES);
-    hasher.update(place);
+    let mut facts = [0; FACTS_BYTES];
+    let mut rest = [0; TRAILER_BYTES - FACTS_BYTES];
+    file.read_exact(&mut facts).map_err(read_error)?;
+    file.read_exact(&mut rest).map_err(read_error)?;
+    hasher.update(&facts);
     let (checksum, magic) = rest.split_at(blake3::OUT_LEN);
     if magic != TRAILER_MAGIC {
         return Err("its trailer is missing".into());
@@ -434,19 +792,7 @@ fn verify(
             return Err("it is not signed by this control plane".into());
         }
     }
-    let mut numbers = place
-        .chunks_exact(size_of::<u64>())
-        .map(|bytes| bytes.try_into().map_or(u64::MAX, u64::from_le_bytes));
-    let mut next = || numbers.next().unwrap_or(0);
-    let (offset_bytes, length_bytes, address, can_rewind) = (next(), next(), next(), next() == 1);
-    if length_bytes == 0 {
-        return Ok((None, computed));
-    }
-    let (Ok(length_bytes), Ok(address)) = (usize::try_from(length_bytes), usize::try_from(address)) else {
-        return Err("its memory is too large".into());
-    };
-    let place = Place { offset_bytes, length_bytes, address };
-    Ok((Some(MemoryFacts { place, can_rewind }), computed))
+    Ok((Trailer::from_bytes(&facts).facts(file, body_bytes)?, computed))
 }
 
 /// The engine's compatibility hash: its version, settings and the processor.
@@ -501,7 +847,7 @@ mod tests {
                 &digest,
                 &engine,
                 Flavor::Plain,
-                &Image { code: &image, contents: None, can_rewind: false },
+                &Image { code: ImageCode::Here(&image), contents: None, beginning: None, can_rewind: false },
             )
             .unwrap();
         let path = store.path(&digest, &engine, Flavor::Plain);
@@ -583,7 +929,7 @@ mod tests {
             store.load(digest, &fixture.engine, Flavor::Plain).is_some()
         };
         let signed = ImageStore::open_signed(&folder, key.verifying_key()).unwrap();
-        signed.adopt(&fixture.path, &fixture.digest, &key).unwrap();
+        assert!(signed.adopt(&fixture.path, &fixture.digest, &key).unwrap());
         assert!(loads(&key, &fixture.digest));
         assert!(!loads(&stranger, &fixture.digest));
         let path = signed.path(&fixture.digest, &fixture.engine, Flavor::Plain);

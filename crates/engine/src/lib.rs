@@ -27,7 +27,10 @@
 //!    its checksum is verified and the file is mapped: no parsing, no copy.
 //! 3. Otherwise the source is normalized, validated and compiled on all cores,
 //!    written to the store under a temporary name and renamed, so that others see a
-//!    whole file or none. Then it is mapped as in 2.
+//!    whole file or none. Then it is mapped as in 2. What is large and only begins with
+//!    something else than a component that was compiled before is not compiled again:
+//!    its image refers to the code of that one, which is mapped once for both
+//!    (`code.rs`).
 //! 4. The caller links it once (`Linker::instantiate_pre`) and makes instances
 //!    from it. Memory comes from Wasmtime's pool, or from ours ([`MemoryPool`]) where
 //!    it begins with much data or instances can be rewound: initial contents are
@@ -53,6 +56,7 @@
 //! ([`ImageStore::adopt`], [`SigningKey`]). A store that was opened with the key
 //! ([`ImageStore::open_signed`]) maps nothing else, and its engine compiles nothing.
 
+mod code;
 mod compile;
 mod config;
 mod cores;
@@ -71,6 +75,7 @@ mod priority;
 mod rewind;
 mod signature;
 mod source_index;
+mod split;
 mod usage;
 
 pub use config::{EngineConfig, Flavor};

@@ -36,6 +36,8 @@ pub struct Limiter {
     table_elements_count: usize,
     /// What was taken from the node's budget.
     reserved_bytes: u64,
+    /// Memory that the instance begins with and is not asked for, until it begins.
+    extra_bytes: usize,
     /// What the last growth added, in case the operating system refuses it.
     growth_bytes: usize,
     ledger: Option<Arc<dyn Ledger>>,
@@ -45,6 +47,13 @@ impl Limiter {
     /// A limiter that keeps its accounts in `ledger`.
     pub fn new(limits: InstanceLimits, ledger: Option<Arc<dyn Ledger>>) -> Self {
         Self { limits, ledger, ..Self::default() }
+    }
+
+    /// For an instance whose memory is larger by so much than it is asked for in the
+    /// beginning; see [`MemoryPool::extra_bytes`](crate::MemoryPool::extra_bytes).
+    pub fn with_extra(mut self, bytes: usize) -> Self {
+        self.extra_bytes = bytes;
+        self
     }
 
     /// The same instance serves another request.
@@ -98,7 +107,8 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let growth_bytes = desired.saturating_sub(current);
+        let extra_bytes = if current == 0 { std::mem::take(&mut self.extra_bytes) } else { 0 };
+        let growth_bytes = desired.saturating_sub(current).saturating_add(extra_bytes);
         let total_bytes = self.memory_bytes.saturating_add(growth_bytes);
         // A memory's own maximum is the guest's affair, not a limit of ours.
         if maximum.is_some_and(|maximum| desired > maximum) {

@@ -1,7 +1,6 @@
 //! From source bytes to a component that can be instantiated.
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     fs::File,
     io::Read as _,
@@ -12,24 +11,22 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use wasmtime::component::Component;
 
 use crate::{
-    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse, compile,
+    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse,
+    code::Beginning,
+    compile,
     cores::cores_count,
     debugger::Registration,
     epoch::EpochTicker,
-    image_store::{Image, Mapped},
-    images::MappedImages,
-    memory::{
-        MemoryImage, MemoryPools,
-        snapshot::{self, Contents, LARGE_CONTENTS_BYTES},
-    },
-    normalize::{self, Normalized},
-    rewind,
+    image_store::{Found, FoundCode, Image, ImageCode, SharedCode},
+    images::{MappedCode, MappedImages, Parts},
+    memory::{MemoryImage, MemoryPools, snapshot::Contents},
+    split::{Compiled, Split},
 };
 
 /// Loads components, for all flavors, with one store of compiled images.
@@ -62,6 +59,9 @@ pub struct LoadedComponent {
 pub enum Origin {
     /// Mapped from the store.
     Mapped,
+    /// The code was compiled before, for a component that begins with something else.
+    /// To find that out, and to store what this one begins with, took this time.
+    Shared(Duration),
     /// Compiled just now, in this time.
     Compiled(Duration),
 }
@@ -72,6 +72,28 @@ impl Deref for LoadedComponent {
     fn deref(&self) -> &MappedImage {
         &self.image
     }
+}
+
+/// An image that was just made.
+struct Made {
+    flavor: Flavor,
+    code: MadeCode,
+    contents: Option<Contents>,
+    can_rewind: bool,
+    origin: Origin,
+}
+
+enum MadeCode {
+    Own(Vec<u8>),
+    Shared(EnsuredCode),
+}
+
+/// Code that images share, and what an image has to say that refers to it.
+struct EnsuredCode {
+    digest: Digest,
+    beginning: Arc<Beginning>,
+    /// Not if another store lends it.
+    mapped: Option<Arc<MappedCode>>,
 }
 
 /// A source of which at least the digest is known.
@@ -147,8 +169,11 @@ impl Engine {
             Some(image) => image,
             None => {
                 let flavor = images.verified_flavor(&digest)?;
-                let mapped = images.load_verified(&digest, self.wasmtime(flavor), flavor)?;
-                self.insert(mapped, flavor, digest)
+                let engine = self.wasmtime(flavor);
+                let found = images.load_verified(&digest, engine, flavor)?;
+                self.insert(found, flavor, digest, |code| {
+                    self.code(code, flavor, || images.load_verified_code(code, engine, flavor))
+                })?
             }
         };
         Some(LoadedComponent { image, origin: Origin::Mapped, source: Some(identity) })
@@ -218,49 +243,152 @@ impl Engine {
             if self.images.as_ref().is_some_and(ImageStore::is_signed) {
                 return Err(Error::Unsigned { reason: "it has to be compiled first".into() });
             }
-            before_compiling();
-            self.compile(source, digest)
+            self.compile(source, digest, before_compiling)
         })
     }
 
-    fn compile(&self, source: &[u8], digest: Digest) -> Result<LoadedComponent, Error> {
-        let started = std::time::Instant::now();
-        let (flavor, can_rewind, code, contents) = {
-            let (source, engines) = (source.to_vec(), self.flavors.clone());
-            let is_debugged = self.has_debug_info;
-            compile::compile(self.max_compile_time, move || {
-                let normalized = normalize::normalize(&source)?;
-                let Prepared { flavor, component, contents, can_rewind } =
-                    if is_debugged { Prepared::as_it_is(normalized) } else { prepare(normalized)? };
-                let code = engines[flavor as usize]
-                    .precompile_component(&component)
-                    .map_err(|error| explain_failure(&component, &error))?;
-                Ok((flavor, can_rewind, code, contents))
-            })?
-        };
-        let engine = self.wasmtime(flavor);
-        let image = Image { code: &code, contents: contents.as_ref(), can_rewind };
-        let loaded = |mapped| LoadedComponent {
-            image: self.insert(mapped, flavor, digest),
-            origin: Origin::Compiled(started.elapsed()),
-            source: None,
+    /// Makes an image, and loads it.
+    fn compile(
+        &self,
+        source: &[u8],
+        digest: Digest,
+        before_compiling: impl FnOnce(),
+    ) -> Result<LoadedComponent, Error> {
+        let made = self.make(source, digest, before_compiling)?;
+        let (flavor, origin) = (made.flavor, made.origin);
+        let found = self.images.as_ref().and_then(|images| {
+            let found = images.load(&digest, self.wasmtime(flavor), flavor)?;
+            self.insert(found, flavor, digest, |code| self.find_code(code, flavor))
+        });
+        let image = found.map_or_else(|| self.keep(made, digest), Ok)?;
+        Ok(LoadedComponent { image, origin, source: None })
+    }
+
+    /// Makes an image of a source, and puts it into the store if there is one. Code that
+    /// is there already is not compiled again.
+    fn make(&self, source: &[u8], digest: Digest, before_compiling: impl FnOnce()) -> Result<Made, Error> {
+        let started = Instant::now();
+        let (source, is_debugged) = (source.to_vec(), self.has_debug_info);
+        let split = compile::compile(self.max_compile_time, move || Split::of(source, is_debugged))?;
+        let mut made = match split.shares_code() {
+            true => self.make_sharing(split, before_compiling)?,
+            false => {
+                before_compiling();
+                let Compiled { flavor, code, contents, can_rewind, .. } = self.compile_split(split)?;
+                let origin = Origin::Compiled(Duration::ZERO);
+                Made { flavor, code: MadeCode::Own(code), contents, can_rewind, origin }
+            }
         };
         if let Some(images) = &self.images {
-            images.insert(&digest, engine, flavor, &image)?;
-            if let Some(mapped) = images.load(&digest, engine, flavor) {
-                return Ok(loaded(mapped));
+            let (code, beginning) = match &made.code {
+                MadeCode::Own(code) => (ImageCode::Here(code), None),
+                MadeCode::Shared(code) => (ImageCode::Shared(code.digest), Some(&code.beginning)),
+            };
+            let contents = made.contents.as_ref();
+            let image = Image { code, contents, beginning, can_rewind: made.can_rewind };
+            images.insert(&digest, self.wasmtime(made.flavor), made.flavor, &image)?;
+        }
+        if let Origin::Shared(time) | Origin::Compiled(time) = &mut made.origin {
+            *time = started.elapsed();
+        }
+        Ok(made)
+    }
+
+    /// The same for a component that may share its code with others.
+    fn make_sharing(&self, split: Split, before_compiling: impl FnOnce()) -> Result<Made, Error> {
+        let Some(first) = split.candidate()? else {
+            return Err(Error::Compile { message: "there is nothing to compile".into() });
+        };
+        self.mapped.alone_with_code(first.digest, || {
+            let flavor = split.flavor.with_snapshot();
+            let mut next = Some(first);
+            while let Some(candidate) = next {
+                let mapped = self.find_code(&candidate.digest, flavor);
+                let can_rewind = match &mapped {
+                    Some(code) => Some(code.can_rewind),
+                    None => self.images.as_ref().and_then(|images| {
+                        images.lent_code(&candidate.digest, self.wasmtime(flavor), flavor)
+                    }),
+                };
+                if let Some(can_rewind) = can_rewind {
+                    let (digest, beginning) = (candidate.digest, candidate.beginning);
+                    let code = MadeCode::Shared(EnsuredCode { digest, beginning, mapped });
+                    let (contents, origin) = (split.into_contents(), Origin::Shared(Duration::ZERO));
+                    return Ok(Made { flavor, code, contents, can_rewind, origin });
+                }
+                next = split.candidate_after(&candidate)?;
+            }
+            before_compiling();
+            let Compiled { flavor, code, contents, can_rewind, shared } = self.compile_split(split)?;
+            let origin = Origin::Compiled(Duration::ZERO);
+            let code = match shared {
+                None => MadeCode::Own(code),
+                Some((digest, beginning)) => {
+                    let mapped = Some(self.keep_code(code, can_rewind, digest, flavor)?);
+                    MadeCode::Shared(EnsuredCode { digest, beginning, mapped })
+                }
+            };
+            Ok(Made { flavor, code, contents, can_rewind, origin })
+        })
+    }
+
+    fn compile_split(&self, split: Split) -> Result<Compiled, Error> {
+        let engines = self.flavors.clone();
+        compile::compile(self.max_compile_time, move || {
+            split.compile(|component, flavor| {
+                engines[flavor as usize]
+                    .precompile_component(component)
+                    .map_err(|error| explain_failure(component, &error))
+            })
+        })
+    }
+
+    /// Takes in code that was just compiled for images to share.
+    fn keep_code(
+        &self,
+        code: Vec<u8>,
+        can_rewind: bool,
+        digest: Digest,
+        flavor: Flavor,
+    ) -> Result<Arc<MappedCode>, Error> {
+        let engine = self.wasmtime(flavor);
+        if let Some(images) = &self.images {
+            let code = ImageCode::Here(&code);
+            let image = Image { code, contents: None, beginning: None, can_rewind };
+            images.insert_code(&digest, engine, flavor, &image)?;
+            if let Some(code) = self.find_code(&digest, flavor) {
+                return Ok(code);
             }
         }
-        let image_bytes = (code.len() + contents.as_ref().map_or(0, |contents| contents.bytes.len())) as u64;
+        let image_bytes = code.len() as u64;
+        let component = deserialize(engine, &code)?;
+        Ok(self.mapped.insert_code(SharedCode { component, can_rewind, image_bytes }, flavor, digest))
+    }
+
+    /// Maps an image that could not be stored.
+    fn keep(&self, made: Made, digest: Digest) -> Result<Arc<MappedImage>, Error> {
+        let Made { flavor, code, contents, can_rewind, .. } = made;
+        let contents_bytes = contents.as_ref().map_or(0, |contents| contents.bytes.len() as u64);
+        let (component, code, beginning, code_bytes) = match code {
+            MadeCode::Own(code) => {
+                (deserialize(self.wasmtime(flavor), &code)?, None, None, code.len() as u64)
+            }
+            MadeCode::Shared(EnsuredCode { mapped: Some(code), beginning, .. }) => {
+                (code.component.clone(), Some(code), Some(beginning), 0)
+            }
+            MadeCode::Shared(_) => {
+                return Err(Error::Compile { message: "its code is in another store".into() });
+            }
+        };
         let memory = contents
-            .as_ref()
-            .map(|contents| Ok((MemoryImage::copy(&contents.bytes, contents.address)?, can_rewind)))
+            .map(|contents| MemoryImage::copy(&contents.bytes, contents.address, beginning))
             .transpose()
-            .map_err(|cause: std::io::Error| Error::Configuration { cause: cause.into() })?;
-        // SAFETY: these bytes come from this very engine's compiler.
-        let component = unsafe { Component::deserialize(engine, code) }
-            .map_err(|error| Error::Compile { message: format!("{error:#}") })?;
-        Ok(loaded(Mapped { component, memory, image_bytes }))
+            .map_err(|cause| Error::Configuration { cause: cause.into() })?
+            .map(|image| self.memories.pool(image, can_rewind));
+        let registration = self.has_debug_info.then(|| Registration::of(&component)).flatten();
+        let image_bytes = code_bytes + contents_bytes;
+        let parts = Parts { component, code, memory, registration, image_bytes };
+        Ok(self.mapped.insert(parts, flavor, digest))
     }
 
     /// An image that is mapped already, or is in the store and sound.
@@ -271,15 +399,46 @@ impl Engine {
         }
         let images = self.images.as_ref()?;
         Flavor::ALL.into_iter().find_map(|flavor| {
-            let mapped = images.load(&digest, self.wasmtime(flavor), flavor)?;
-            Some(loaded(self.insert(mapped, flavor, digest)))
+            let found = images.load(&digest, self.wasmtime(flavor), flavor)?;
+            Some(loaded(self.insert(found, flavor, digest, |code| self.find_code(code, flavor))?))
         })
     }
 
-    fn insert(&self, mapped: Mapped, flavor: Flavor, digest: Digest) -> Arc<MappedImage> {
-        let memory = mapped.memory.map(|(image, can_rewind)| self.memories.pool(image, can_rewind));
-        let registration = self.has_debug_info.then(|| Registration::of(&mapped.component)).flatten();
-        self.mapped.insert(mapped.component, (memory, registration), flavor, digest, mapped.image_bytes)
+    /// Code that is mapped already, or is in the store and sound.
+    fn find_code(&self, digest: &Digest, flavor: Flavor) -> Option<Arc<MappedCode>> {
+        self.code(digest, flavor, || self.images.as_ref()?.load_code(digest, self.wasmtime(flavor), flavor))
+    }
+
+    fn code(
+        &self,
+        digest: &Digest,
+        flavor: Flavor,
+        load: impl FnOnce() -> Option<SharedCode>,
+    ) -> Option<Arc<MappedCode>> {
+        let mapped = self.mapped.code(digest, flavor);
+        mapped.or_else(|| Some(self.mapped.insert_code(load()?, flavor, *digest)))
+    }
+
+    /// Takes in an image that was found; `None` if its code is not.
+    fn insert(
+        &self,
+        found: Found,
+        flavor: Flavor,
+        digest: Digest,
+        find_code: impl FnOnce(&Digest) -> Option<Arc<MappedCode>>,
+    ) -> Option<Arc<MappedImage>> {
+        let Found { code, memory, image_bytes } = found;
+        let (component, code) = match code {
+            FoundCode::Own(component) => (component, None),
+            FoundCode::Shared(digest) => {
+                let code = find_code(&digest)?;
+                (code.component.clone(), Some(code))
+            }
+        };
+        let memory = memory.map(|(image, can_rewind)| self.memories.pool(image, can_rewind));
+        let registration = self.has_debug_info.then(|| Registration::of(&component)).flatten();
+        let parts = Parts { component, code, memory, registration, image_bytes };
+        Some(self.mapped.insert(parts, flavor, digest))
     }
 
     /// Loads several components at once, as many at a time as there are cores.
@@ -336,50 +495,31 @@ impl Engine {
 /// Compiles a source into an image in a folder, for a process that does nothing else:
 /// what that process takes can be bounded from outside. Returns the image's path, which
 /// begins with the digest of what was read. `config` is the one of the engine that will
-/// map the image, but for the number of instances.
+/// map the image, but for the number of instances. If `lender`, another store's folder,
+/// has the code that the image needs, the image refers to that; else it is beside it.
 ///
 /// # Errors
 /// As [`Engine::load_file`].
-pub fn compile_file(config: &EngineConfig, source: &Path, folder: &Path) -> Result<PathBuf, Error> {
+pub fn compile_file(
+    config: &EngineConfig,
+    source: &Path,
+    folder: &Path,
+    lender: Option<&Path>,
+) -> Result<PathBuf, Error> {
     let config = EngineConfig { max_instances_count: 1, ..config.clone() };
-    let images = ImageStore::open(folder)?;
+    let images = ImageStore::open(folder)?.borrowing(lender);
     let engine = Engine::new(&config, Some(images.clone()))?;
-    let loaded = engine.load_file(source)?;
-    Ok(images.path(&loaded.digest, engine.wasmtime(loaded.flavor), loaded.flavor))
+    let (_, _, bytes) = read_source(source, config.max_source_bytes)?;
+    let digest = Digest::of(&bytes);
+    let flavor = engine.make(&bytes, digest, || {})?.flavor;
+    Ok(images.path(&digest, engine.wasmtime(flavor), flavor))
 }
 
-/// A component as it will be compiled.
-struct Prepared<'source> {
-    flavor: Flavor,
-    component: Cow<'source, [u8]>,
-    /// What its memory begins with, if our own pool will provide that.
-    contents: Option<Contents>,
-    can_rewind: bool,
-}
-
-impl<'source> Prepared<'source> {
-    /// With every byte of code where the debug information says.
-    fn as_it_is(Normalized { component, flavor }: Normalized<'source>) -> Self {
-        Self { flavor, component, contents: None, can_rewind: false }
-    }
-}
-
-/// Decides where a component's memory will come from, and whether its instances will
-/// be rewound.
-fn prepare(normalized: Normalized<'_>) -> Result<Prepared<'_>, Error> {
-    let Normalized { component, flavor } = normalized;
-    if let Some(extracted) = snapshot::extract(&component)? {
-        let contents = Some(extracted.contents);
-        if let Some(component) = rewind::prepare(&extracted.component)? {
-            let flavor = flavor.with_snapshot();
-            return Ok(Prepared { flavor, component: component.into(), contents, can_rewind: true });
-        }
-        if extracted.data_bytes >= LARGE_CONTENTS_BYTES {
-            let (flavor, component) = (flavor.with_snapshot(), extracted.component.into());
-            return Ok(Prepared { flavor, component, contents, can_rewind: false });
-        }
-    }
-    Ok(Prepared { flavor, component, contents: None, can_rewind: false })
+/// Code that lies in no file.
+fn deserialize(engine: &wasmtime::Engine, code: &[u8]) -> Result<Component, Error> {
+    // SAFETY: these bytes come from this very engine's compiler.
+    unsafe { Component::deserialize(engine, code) }
+        .map_err(|error| Error::Compile { message: format!("{error:#}") })
 }
 
 /// Reads a source, and says which file it was before it was read, and whether that

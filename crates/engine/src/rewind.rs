@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | linear memory | the pages that were written to are copied back ([`crate::memory`]) |
 //! | the memory's size | an instance whose memory grew is not rewound but dropped |
-//! | globals | a function that is added to the component sets them to their initial values |
+//! | globals | a function that is added to the component sets them to their initial values, which it has or which the engine gives it (see [`crate::code`]) |
 //! | tables, dropped segments | components with an instruction that changes one are not rewound |
 //! | what the host keeps for the instance | replaced by the caller |
 //! | handles to the host's resources | those the guest did not give back stand for nothing any more; see below |
@@ -47,7 +47,12 @@ use wasmtime::{
     component::{Instance as ComponentInstance, TypedFunc},
 };
 
-use crate::{Error, Flavor, memory::LentMemory, normalize};
+use crate::{
+    Error, Flavor,
+    code::{self, Number},
+    memory::LentMemory,
+    normalize,
+};
 
 /// The function that puts globals back, in modules and in the component.
 const REWIND: &str = "wisp-rewind";
@@ -70,10 +75,31 @@ struct Facts {
     types_count: u32,
     functions_count: u32,
     globals_count: u32,
-    /// Globals that instructions may set: their indices and initial values.
-    variables: Vec<(u32, Range<usize>)>,
+    /// Globals that instructions may set.
+    variables: Vec<Variable>,
+    /// Whether it has the component's memory.
+    has_memory: bool,
     /// Sections that a function must be added to and that exist.
     has_sections: bool,
+}
+
+/// A global that instructions may set.
+struct Variable {
+    global: u32,
+    /// Where the expression for its initial value is.
+    value: Range<usize>,
+    /// What kind of number that is, if it is one.
+    number: Option<Number>,
+}
+
+/// Where the function that puts globals back finds their initial values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InitialValues {
+    /// In the component.
+    InCode,
+    /// In the first bytes of the memory while it runs, as far as they were taken out of
+    /// the component.
+    InMemory,
 }
 
 /// How many of each there are at the end of a component.
@@ -90,7 +116,8 @@ struct Counts {
 ///
 /// # Errors
 /// If the component is malformed.
-pub(crate) fn prepare(component: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+pub(crate) fn prepare(component: &[u8], values: InitialValues) -> Result<Option<Vec<u8>>, Error> {
+    let mut next_bytes = (values == InitialValues::InMemory).then_some(0);
     let Some(counts) = counts(component)? else { return Ok(None) };
     let mut output = Vec::with_capacity(component.len() + 1024);
     // By module: whether it has the function. By instance: its module.
@@ -108,7 +135,7 @@ pub(crate) fn prepare(component: &[u8]) -> Result<Option<Vec<u8>>, Error> {
                     output.extend_from_slice(bytes);
                 } else if facts.has_sections {
                     output.push(CORE_MODULE_SECTION);
-                    with_rewind(module, &facts)?.encode(&mut output);
+                    with_rewind(module, &facts, &mut next_bytes)?.encode(&mut output);
                 } else {
                     return Ok(None);
                 }
@@ -263,17 +290,20 @@ fn facts(module: &[u8]) -> Result<Option<Facts>, Error> {
                     match import.map_err(normalize::invalid)?.ty {
                         TypeRef::Func(_) | TypeRef::FuncExact(_) => facts.functions_count += 1,
                         TypeRef::Global(_) => facts.globals_count += 1,
+                        TypeRef::Memory(_) => facts.has_memory = true,
                         _ => {}
                     }
                 }
             }
             Payload::FunctionSection(functions) => facts.functions_count += functions.count(),
+            Payload::MemorySection(_) => facts.has_memory = true,
             Payload::GlobalSection(globals) => {
                 for global in globals {
                     let global = global.map_err(normalize::invalid)?;
                     if global.ty.mutable {
+                        let number = code::variable(&global).map(|(_, number)| number);
                         let value = global.init_expr.get_binary_reader().range();
-                        facts.variables.push((facts.globals_count, value));
+                        facts.variables.push(Variable { global: facts.globals_count, value, number });
                     }
                     facts.globals_count += 1;
                 }
@@ -307,12 +337,21 @@ fn facts(module: &[u8]) -> Result<Option<Facts>, Error> {
     Ok(Some(facts))
 }
 
-/// A module with a function that sets its variables to their initial values.
-fn with_rewind(module: &[u8], facts: &Facts) -> Result<Vec<u8>, Error> {
+/// A module with a function that sets its variables to their initial values. Those that
+/// it finds in the memory begin at `next_bytes`.
+fn with_rewind(module: &[u8], facts: &Facts, next_bytes: &mut Option<u32>) -> Result<Vec<u8>, Error> {
     let mut body = vec![0]; // no locals
-    for (global, value) in &facts.variables {
-        // A constant expression, without its end, is an instruction sequence.
-        body.extend_from_slice(&module[value.start..value.end.saturating_sub(1)]);
+    for Variable { global, value, number } in &facts.variables {
+        match (number, &mut *next_bytes) {
+            // In the order in which `code::separate` took them out.
+            (Some(number), Some(at_bytes)) if facts.has_memory => {
+                body.extend_from_slice(&[0x41, 0, number.load_opcode(), 0]); // i32.const 0, load
+                at_bytes.encode(&mut body);
+                *at_bytes = at_bytes.saturating_add(number.size_bytes());
+            }
+            // A constant expression, without its end, is an instruction sequence.
+            _ => body.extend_from_slice(&module[value.start..value.end.saturating_sub(1)]),
+        }
         body.push(0x24); // global.set
         global.encode(&mut body);
     }
@@ -462,8 +501,34 @@ impl Rewinder {
         if self.tasks_count.is_some_and(|count| count != store.concurrent_state_table_size()) {
             return false;
         }
-        // The store is borrowed alone, so nobody runs in it or looks at its memory.
+        // The store is borrowed alone, so nobody runs in it or looks at its memory. The
+        // values that the function reads are gone with the rest when that is restored.
+        self.memory.lay_out_variables();
         self.globals.call_async(&mut *store, ()).await.is_ok() && self.memory.restore()
+    }
+}
+
+impl LentMemory {
+    /// Completes an instance that was just made with this memory in `store`: its globals
+    /// get the values that it begins with, where its code does not have them. To be
+    /// called before anything of the guest's runs.
+    ///
+    /// # Errors
+    /// If the component lacks the function that was added to it, or that is interrupted.
+    pub async fn begin<T: Send + 'static>(
+        &self,
+        store: &mut Store<T>,
+        instance: &ComponentInstance,
+    ) -> wasmtime::Result<()> {
+        if !self.has_variables() {
+            return Ok(());
+        }
+        let globals: TypedFunc<(), ()> = instance.get_typed_func(&mut *store, REWIND)?;
+        // The store is borrowed alone, so nobody sees what its memory is used for.
+        let before = self.lay_out_variables();
+        let called = globals.call_async(&mut *store, ()).await;
+        self.put_back(&before);
+        called
     }
 }
 
@@ -665,7 +730,7 @@ mod tests {
         guest.call::<_, ()>("leave", ());
         assert!(!guest.rewind());
 
-        let is_prepared = |canon| prepare(&source(canon)).unwrap().is_some();
+        let is_prepared = |canon| prepare(&source(canon), InitialValues::InCode).unwrap().is_some();
         assert!(is_prepared(""));
         assert!(!is_prepared("(core func (canon backpressure.inc))"), "back-pressure that stays");
         assert!(!is_prepared("(core func (canon error-context.drop))"), "error contexts");
@@ -699,7 +764,9 @@ mod tests {
 
     #[test]
     fn components_with_state_that_cannot_be_put_back_are_left_alone() {
-        let is_prepared = |fields: &str, rest: &str| prepare(&component(fields, rest)).unwrap().is_some();
+        let is_prepared = |fields: &str, rest: &str| {
+            prepare(&component(fields, rest), InitialValues::InCode).unwrap().is_some()
+        };
         assert!(is_prepared("", ""));
         let table = "(func (param i32) (table.set (local.get 0) (ref.func $nothing)))";
         assert!(!is_prepared(table, ""), "a table that changes");
@@ -726,11 +793,12 @@ mod tests {
             for flip in [1, 0x80, 0xff] {
                 let mut garbled = source.clone();
                 garbled[position] ^= flip;
-                if let Ok(Some(prepared)) = prepare(&garbled) {
+                if let Ok(Some(prepared)) = prepare(&garbled, InitialValues::InCode) {
                     assert!(prepared.len() > garbled.len());
                 }
             }
-            assert!(!matches!(prepare(&source[..position]), Ok(Some(prepared)) if prepared.is_empty()));
+            let cut = prepare(&source[..position], InitialValues::InMemory);
+            assert!(!matches!(cut, Ok(Some(prepared)) if prepared.is_empty()));
         }
     }
 }

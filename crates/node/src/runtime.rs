@@ -670,9 +670,16 @@ fn files_dir(settings: &AppSettings, wanted: &[Wanted<'_>]) -> Result<Option<Tem
 }
 
 fn report_compiling(id: &ComponentId, loaded: &LoadedComponent) {
-    if let Origin::Compiled(duration) = loaded.origin {
-        let seconds = duration.as_secs_f32();
-        tracing::info!(component = %id, "compiled in {seconds:.1} s; later starts map the result");
+    match loaded.origin {
+        Origin::Mapped => {}
+        Origin::Shared(duration) => {
+            let milliseconds = duration.as_millis();
+            tracing::info!(component = %id, "ready in {milliseconds} ms; its code was compiled before");
+        }
+        Origin::Compiled(duration) => {
+            let seconds = duration.as_secs_f32();
+            tracing::info!(component = %id, "compiled in {seconds:.1} s; later starts map the result");
+        }
     }
 }
 

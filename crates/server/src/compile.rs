@@ -5,7 +5,10 @@
 //! memory, or find a defect of the compiler. So each is compiled by a process that does
 //! nothing else (`wisp compile-image`): with limits on CPU time and memory that the
 //! kernel keeps, behind everybody else, and with nothing of the platform in it. What it
-//! writes is signed here, and only then does the node map it.
+//! writes is signed here, and only then does the node map it. Code that was compiled
+//! before, for a component that begins with something else, is not compiled again: the
+//! process sees that it is in `images/`, and refers to it; whether it is sound is looked
+//! at here.
 //!
 //! Life of a compilation: a folder in `scratch/` → the process → its report on standard
 //! output → the image is checked, signed, synced and moved into `images/` → the folder
@@ -37,6 +40,10 @@ const REPORT_BYTES: u64 = 64 << 10;
 
 /// How much longer than its CPU time the process may go on.
 const CPU_GRACE_S: u64 = 5;
+
+/// Compiling a component once more helps if the first time relied on code that turned out
+/// not to be sound, which is gone then.
+const MAX_ATTEMPTS_COUNT: u32 = 2;
 
 /// How far behind all others the process stands.
 const NICENESS: i32 = 19;
@@ -99,6 +106,11 @@ impl Compiler {
         Self { program, scratch, images, key, limits, in_use, turn: Arc::new(Semaphore::new(1)) }
     }
 
+    /// Where the code of an image is, if others may have the same.
+    pub(crate) fn code_path_of(&self, image: &Path) -> Option<PathBuf> {
+        self.images.code_path_of(image)
+    }
+
     /// Where the images of a source are or would be.
     pub(crate) fn paths(&self, source: &Digest, engine: &Engine) -> Vec<PathBuf> {
         self.images.paths(source, engine)
@@ -125,8 +137,7 @@ impl Compiler {
             let digest = this.digest(&source)?;
             // Before it is looked for: what is found stays.
             for path in this.paths(&digest, &known_engine) {
-                let failed = |cause| Error::DataDirectory { path: path.clone(), cause };
-                this.in_use.touch(&path).map_err(failed)?;
+                this.touch_with_code(&path)?;
             }
             Ok((this.images.has(&digest, &known_engine), digest, source))
         });
@@ -165,16 +176,35 @@ impl Compiler {
     /// Compiles, checks, signs.
     fn compile(&self, source: &Path, digest: &Digest) -> Result<(), Error> {
         let process = |cause| Error::CompileProcess { cause };
-        let folder =
-            tempfile::Builder::new().prefix("compile-").tempdir_in(&self.scratch).map_err(process)?;
-        let report = self.run(source, folder.path())?;
-        match report {
-            Report::Image(image) => Ok(self.images.adopt(&image, digest, &self.key)?),
-            Report::Refused { code, message, hint } => Err(Error::Compile { code, message, hint }),
+        for attempt in 0..MAX_ATTEMPTS_COUNT {
+            let folder =
+                tempfile::Builder::new().prefix("compile-").tempdir_in(&self.scratch).map_err(process)?;
+            let borrows = attempt + 1 < MAX_ATTEMPTS_COUNT;
+            match self.run(source, folder.path(), borrows)? {
+                Report::Image(image) => {
+                    // Before it is looked at: if it is sound, it stays.
+                    self.touch_with_code(&image)?;
+                    if self.images.adopt(&image, digest, &self.key)? {
+                        return Ok(());
+                    }
+                }
+                Report::Refused { code, message, hint } => {
+                    return Err(Error::Compile { code, message, hint });
+                }
+            }
         }
+        Err(process(std::io::Error::other("it did not compile what it was to compile")))
     }
 
-    fn run(&self, source: &Path, folder: &Path) -> Result<Report, Error> {
+    /// Notes that an image is used from now on, and the code that it refers to.
+    fn touch_with_code(&self, image: &Path) -> Result<(), Error> {
+        for path in [Some(image.to_owned()), self.images.code_path_of(image)].into_iter().flatten() {
+            self.in_use.touch(&path).map_err(|cause| Error::DataDirectory { path, cause })?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, source: &Path, folder: &Path, borrows: bool) -> Result<Report, Error> {
         let process = |cause| Error::CompileProcess { cause };
         let mut child = Command::new(&self.program)
             .arg("compile-image")
@@ -183,6 +213,8 @@ impl Compiler {
             .args(["--max-cpu-s", &self.limits.cpu_time.as_secs().to_string()])
             .args(["--max-memory-bytes", &self.limits.memory_bytes.to_string()])
             .args(["--max-source-bytes", &self.limits.source_bytes.to_string()])
+            .args(borrows.then_some("--lender"))
+            .args(borrows.then(|| self.images.folder()))
             // Nothing of the server's environment, which may hold secrets.
             .env_clear()
             // What the allocator only reserves is not to count as memory.
@@ -257,13 +289,15 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// What `wisp compile-image` does: puts this process under its limits, compiles a source
-/// into an image in `folder`, and returns the report for standard output.
+/// into an image in `folder`, and returns the report for standard output. The image may
+/// refer to code in the folder `lender`.
 ///
 /// # Errors
 /// [`Error::CompileProcess`] if the limits cannot be set: then nothing is read.
 pub fn compile_image(
     source: &Path,
     folder: &Path,
+    lender: Option<&Path>,
     cpu_time: Duration,
     memory_bytes: u64,
     source_bytes: u64,
@@ -285,7 +319,7 @@ pub fn compile_image(
         max_compile_time: Duration::from_secs(24 * 60 * 60),
         ..EngineConfig::default()
     };
-    let report = match wisp_engine::compile_file(&config, source, folder) {
+    let report = match wisp_engine::compile_file(&config, source, folder, lender) {
         Ok(image) => Report::Image(image),
         // A compiler that gets no memory aborts in some places and panics in others.
         Err(wisp_engine::Error::Compile { .. }) if peak_bytes() > memory_bytes / 2 => std::process::abort(),

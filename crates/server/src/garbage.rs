@@ -21,7 +21,7 @@ use wisp_control::{
     Kept,
     model::{GarbageItem, GarbageKind},
 };
-use wisp_engine::{Digest, Engine};
+use wisp_engine::{Digest, Engine, ImageStore};
 use wisp_image::registry::GarbageOptions;
 
 use crate::{Compiler, DataDirectory, Error, Machine, images::Images};
@@ -118,11 +118,21 @@ impl Places<'_> {
                 |path| !folders.contains(path),
                 |path| in_use_or(is_only_asked, &in_use, path, |path| remove_folder(path, &directory)),
             )?;
+            let take = |path: &Path| in_use_or(is_only_asked, &in_use, path, |path| fs::remove_file(path));
+            let removed = clean_folder(
+                GarbageKind::Compiled,
+                &directory.images(),
+                |path| !images.contains(path) && is_image(path) && !ImageStore::is_shared_code(path),
+                take,
+            )?;
+            // Code stays as long as any image that stays refers to it.
+            let codes = codes_of_others(&directory.images(), &removed, &compiler)?;
+            items.extend(removed);
             items.extend(clean_folder(
                 GarbageKind::Compiled,
                 &directory.images(),
-                |path| !images.contains(path) && is_image(path),
-                |path| in_use_or(is_only_asked, &in_use, path, |path| fs::remove_file(path)),
+                |path| ImageStore::is_shared_code(path) && !codes.contains(path),
+                take,
             )?);
             Ok::<_, Error>(items)
         });
@@ -226,6 +236,25 @@ fn clean_folder(
         }
     }
     Ok(items)
+}
+
+/// The code that images in a folder refer to, except those that were or would be removed.
+fn codes_of_others(
+    folder: &Path,
+    removed: &[GarbageItem],
+    compiler: &Compiler,
+) -> Result<HashSet<PathBuf>, Error> {
+    let failed = |cause| Error::DataDirectory { path: folder.to_owned(), cause };
+    let removed: HashSet<&str> = removed.iter().map(|item| item.name.as_str()).collect();
+    let mut codes = HashSet::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_image(&path) && !ImageStore::is_shared_code(&path) && !removed.contains(name.as_ref()) {
+            codes.extend(compiler.code_path_of(&path));
+        }
+    }
+    Ok(codes)
 }
 
 fn in_use_or(

@@ -17,6 +17,10 @@ pub(crate) struct CompileImage {
     /// Where the image is written.
     folder: PathBuf,
 
+    /// A folder of images whose code the image may refer to.
+    #[arg(long, value_name = "FOLDER")]
+    lender: Option<PathBuf>,
+
     /// CPU time that it may take, in seconds.
     #[arg(long, value_name = "SECONDS")]
     max_cpu_s: u64,
@@ -34,8 +38,14 @@ impl CompileImage {
     pub(crate) fn run(&self) -> Result<(), Error> {
         let cpu_time = Duration::from_secs(self.max_cpu_s);
         let (memory_bytes, source_bytes) = (self.max_memory_bytes, self.max_source_bytes);
-        let report =
-            wisp_server::compile_image(&self.source, &self.folder, cpu_time, memory_bytes, source_bytes)?;
+        let report = wisp_server::compile_image(
+            &self.source,
+            &self.folder,
+            self.lender.as_deref(),
+            cpu_time,
+            memory_bytes,
+            source_bytes,
+        )?;
         output::data(&format!("{report}\n"));
         Ok(())
     }

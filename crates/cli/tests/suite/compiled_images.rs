@@ -53,7 +53,7 @@ fn a_second_start_maps_what_the_first_one_compiled() {
     let (first, cold) = first_response(App::of("python-sdk5", "").own_cache());
     assert_compiled(&first);
     let mut app = first.stop();
-    assert_eq!(images(&app).len(), 1);
+    assert_eq!(images(&app).len(), 2, "the image and its code");
     // The best of three: other tests run on this machine at the same time.
     let mut warm = Duration::MAX;
     for _ in 0..3 {
@@ -188,6 +188,52 @@ fn equal_components_are_compiled_once() {
     assert_eq!(app.get("/one/").status, 200);
     assert_eq!(app.get("/two/").status, 200);
     assert_eq!(images(&app.stop()).len(), 1);
+}
+
+/// The JavaScript guest as a person's edit leaves it: another answer, of the same length, in
+/// the snapshot that the toolchain took.
+pub(crate) fn edited_js(greeting: &str) -> Option<Vec<u8>> {
+    const GREETING: &[u8] = b"Hello, world!\n";
+    assert_eq!(greeting.len(), GREETING.len());
+    let mut edited = fs::read(crate::harness::guest("js")?).unwrap();
+    let places: Vec<usize> = edited
+        .windows(GREETING.len())
+        .enumerate()
+        .filter_map(|(at, bytes)| (bytes == GREETING).then_some(at))
+        .collect();
+    assert!(!places.is_empty());
+    for at in places {
+        edited[at..at + GREETING.len()].copy_from_slice(greeting.as_bytes());
+    }
+    Some(edited)
+}
+
+#[test]
+fn components_of_one_toolchain_have_their_code_compiled_once() {
+    let (Some(one), Some(other)) = (edited_js("Hello, first!\n"), edited_js("Hello, other!\n")) else {
+        return;
+    };
+    let _alone = alone();
+    let app = App::new("").own_cache().arguments(["-f", "app.wasm"]).file("app.wasm", one);
+    let (first, _) = first_response(app);
+    assert_compiled(&first);
+    assert_eq!(first.get("/").expect(), "Hello, first!\n");
+    let (second, _) = first_response(first.stop().file("app.wasm", other));
+    second.stderr.wait_for_text("its code was compiled before");
+    assert_eq!(second.get("/").expect(), "Hello, other!\n");
+    let app = stop_mapped(second);
+    let of_code = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("code-");
+    let (codes, images): (Vec<PathBuf>, Vec<PathBuf>) = images(&app).into_iter().partition(of_code);
+    assert_eq!((codes.len(), images.len()), (1, 2));
+
+    // Code that was altered is as if it were not there, for both.
+    let mut altered = fs::read(&codes[0]).unwrap();
+    let middle = altered.len() / 2;
+    altered[middle] ^= 1;
+    fs::write(&codes[0], altered).unwrap();
+    let (third, _) = first_response(app);
+    assert_compiled(&third);
+    assert_repaired(third, "checksum");
 }
 
 #[test]

@@ -15,7 +15,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::harness::{Finished, Output, START_LIMIT, Served, finish, guests_dir, have, wisp};
+use crate::{
+    compiled_images::edited_js,
+    harness::{Finished, Output, START_LIMIT, Served, finish, guests_dir, have, wisp},
+};
 
 /// A folder to work in, with settings of its own.
 pub(crate) struct Desk {
@@ -556,6 +559,27 @@ fn a_hundred_edits_under_load_fail_no_request() {
         swaps_ms[EDITS_COUNT - 1],
         answered_count.load(Ordering::Relaxed)
     );
+}
+
+#[test]
+fn an_edit_of_a_javascript_app_compiles_nothing() {
+    let (Some(one), Some(other)) = (edited_js("Hello, first!\n"), edited_js("Hello, other!\n")) else {
+        return;
+    };
+    let desk = Desk::new();
+    desk.write("app/spin.toml", COPIED.replace("executor = { type = \"wagi\" }\n", ""));
+    desk.write("app/source.wasm", one);
+    let served = Served::start(desk.command("app", &["watch", "--listen", "127.0.0.1:0"])).unwrap();
+    served.stderr.wait_for_text("watching for edits");
+    assert_eq!(served.get("/").text(), "Hello, first!\n");
+    let before_count = served.stderr.lines().len();
+    desk.write("app/source.wasm", other);
+    served.stderr.wait_for_text("Serving source.wasm after");
+    assert_eq!(served.get("/").text(), "Hello, other!\n");
+    let lines = served.stderr.lines();
+    let of_edit = lines[before_count..].join("\n");
+    assert!(of_edit.contains("its code was compiled before"), "{of_edit}");
+    assert!(!of_edit.contains("compiled in"), "{of_edit}");
 }
 
 #[test]

@@ -2,18 +2,21 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
 
-use crate::harness::{Cloud, Person, RunningCloud, finish, have, json_of, manifest_of};
+use crate::{
+    compiled_images::edited_js,
+    harness::{Cloud, Person, RunningCloud, START_LIMIT, finish, guest, have, json_of, manifest_of},
+};
 
 /// A guest that is small, for something to be compiled.
 const GUEST: &str = "rust-sdk5";
@@ -160,5 +163,57 @@ fn nothing_that_a_deploy_needs_is_removed_beside_it() {
     running.stop();
     let running = cloud.start();
     assert_eq!(running.get(&person.host("red"), "/").expect(), "three");
+    running.stop();
+}
+
+#[test]
+fn code_that_apps_share_stays_as_long_as_one_of_them() {
+    let (Some(one), Some(other)) = (edited_js("Hello, first!\n"), edited_js("Hello, other!\n")) else {
+        return;
+    };
+    let cloud = Cloud::new();
+    let (running, person) = start(&cloud);
+    let codes = || -> Vec<PathBuf> {
+        let paths = fs::read_dir(cloud.path("data/images")).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("code-")).collect()
+    };
+    let deploy = |app: &str, wasm: &[u8], text: &str| {
+        let source = guest("js").unwrap().display().to_string();
+        let folder = cloud.app(app, &manifest_of("js", "1", "").replace(&source, "app.wasm"));
+        fs::write(folder.join("app.wasm"), wasm).unwrap();
+        person.deploy(&folder, &["--app", app]);
+        assert_eq!(running.get(&person.host(app), "/").expect(), text);
+    };
+    deploy("one", &one, "Hello, first!\n");
+    let [code] = codes().try_into().expect("one file");
+    let compiled = fs::metadata(&code).unwrap().modified().unwrap();
+    deploy("other", &other, "Hello, other!\n");
+    assert_eq!(codes(), std::slice::from_ref(&code));
+    assert_eq!(fs::metadata(&code).unwrap().modified().unwrap(), compiled, "it was compiled once");
+
+    remove(&person, "one");
+    make_old(&cloud.path("data"));
+    assert_eq!(count(&clean(&person, &[]), "compiled"), 1, "the image of the app that is gone");
+    assert_eq!(codes(), std::slice::from_ref(&code));
+
+    // What the control plane did not sign is neither run nor relied upon.
+    running.stop();
+    let mut altered = fs::read(&code).unwrap();
+    let middle = altered.len() / 2;
+    altered[middle] ^= 1;
+    fs::write(&code, altered).unwrap();
+    let running = cloud.start();
+    let end = Instant::now() + START_LIMIT;
+    // It is compiled again; nobody waits for that longer than for any other start.
+    while running.get(&person.host("other"), "/").status != 200 {
+        assert!(Instant::now() < end, "{}", running.stderr.text());
+    }
+    assert_eq!(running.get(&person.host("other"), "/").expect(), "Hello, other!\n");
+    running.stderr.wait_for_text("its checksum differs");
+
+    remove(&person, "other");
+    make_old(&cloud.path("data"));
+    assert_eq!(count(&clean(&person, &[]), "compiled"), 2, "the other image, and the code");
+    assert!(codes().is_empty());
     running.stop();
 }

@@ -26,7 +26,7 @@ use super::{
     dirty_pages,
     faults::{self, Faults},
 };
-use crate::FileIdentity;
+use crate::{FileIdentity, code::Beginning};
 
 /// Idle slots that one component keeps. Each holds the pages that its requests
 /// wrote to: 0.8 MiB for a small handler in JavaScript, 2 MiB in Python.
@@ -178,6 +178,8 @@ impl Drop for Mapping {
 pub(crate) struct MemoryImage {
     place: Place,
     contents: Contents,
+    /// What the component's code does not say, where others have the same.
+    beginning: Option<Arc<Beginning>>,
 }
 
 /// Where the contents are found.
@@ -190,6 +192,8 @@ enum Contents {
         path: PathBuf,
         identity: FileIdentity,
     },
+    /// In an image whose code is in another file. It is opened again as above.
+    Apart { mapping: Mapping, path: PathBuf, identity: FileIdentity },
     /// In a file of their own that has no name.
     Anonymous { file: File, mapping: Mapping },
 }
@@ -220,16 +224,44 @@ impl MemoryImage {
             return None;
         }
         let contents = Contents::Image { component: component.clone(), path, identity };
-        Some(Self { place, contents })
+        Some(Self { place, contents, beginning: None })
+    }
+
+    /// The contents in the image in `file`, which has this path and this identity and no
+    /// code. They must lie in it.
+    pub(crate) fn apart(
+        file: &File,
+        path: PathBuf,
+        identity: FileIdentity,
+        place: Place,
+        beginning: Arc<Beginning>,
+    ) -> io::Result<Self> {
+        let mapping = Mapping::read_only(file, place.offset_bytes, place.length_bytes)?;
+        let contents = Contents::Apart { mapping, path, identity };
+        Ok(Self { place, contents, beginning: Some(beginning) })
     }
 
     /// Contents that lie in no file yet.
-    pub(crate) fn copy(contents: &[u8], address: usize) -> io::Result<Self> {
+    pub(crate) fn copy(
+        contents: &[u8],
+        address: usize,
+        beginning: Option<Arc<Beginning>>,
+    ) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("wisp-memory", rustix::fs::MemfdFlags::CLOEXEC)?);
         io::Write::write_all(&mut &file, contents)?;
         let mapping = Mapping::read_only(&file, 0, contents.len())?;
         let place = Place { offset_bytes: 0, length_bytes: contents.len(), address };
-        Ok(Self { place, contents: Contents::Anonymous { file, mapping } })
+        Ok(Self { place, contents: Contents::Anonymous { file, mapping }, beginning })
+    }
+
+    /// How much larger the memory is than the code says.
+    fn extra_bytes(&self) -> usize {
+        self.beginning.as_ref().map_or(0, |beginning| beginning.extra_bytes)
+    }
+
+    /// Initial values of variables that the code does not have.
+    fn variables(&self) -> &[u8] {
+        self.beginning.as_ref().map_or(&[], |beginning| &beginning.variables)
     }
 
     /// The contents from `offset_bytes` on; readable to their end.
@@ -240,7 +272,9 @@ impl MemoryImage {
                 let start = usize::try_from(self.place.offset_bytes).unwrap_or(usize::MAX);
                 component.image_range().start.wrapping_add(start).wrapping_add(offset_bytes)
             }
-            Contents::Anonymous { mapping, .. } => mapping.pointer(offset_bytes),
+            Contents::Apart { mapping, .. } | Contents::Anonymous { mapping, .. } => {
+                mapping.pointer(offset_bytes)
+            }
         }
     }
 
@@ -261,7 +295,7 @@ impl MemoryImage {
         let opened;
         let file = match &self.contents {
             Contents::Anonymous { file, .. } => Some(file),
-            Contents::Image { path, identity, .. } => {
+            Contents::Image { path, identity, .. } | Contents::Apart { path, identity, .. } => {
                 opened = File::open(path)
                     .ok()
                     .filter(|file| FileIdentity::of(file).is_ok_and(|found| found == *identity));
@@ -412,8 +446,14 @@ impl MemoryPool {
         self.can_rewind
     }
 
+    /// How much larger its memories are than the component's code says, which is all that
+    /// a limiter is asked for.
+    pub fn extra_bytes(&self) -> usize {
+        self.image.extra_bytes()
+    }
+
     /// Runs an instantiation of the component this pool belongs to, and answers with
-    /// the memory that the instance was given, if it was made.
+    /// the memory that the instance was given, if it was made; see [`LentMemory::begin`].
     pub async fn scope<F: Future>(self: &Arc<Self>, instantiation: F) -> (F::Output, Option<LentMemory>) {
         let scope = Scope {
             current: Some(Current { pool: self.clone(), lent: None }),
@@ -733,6 +773,36 @@ impl LentMemory {
     pub(crate) fn size_bytes(&self) -> usize {
         self.shared.size_bytes.load(Ordering::Relaxed)
     }
+
+    /// Whether instances begin with variables whose values the code does not have.
+    pub(crate) fn has_variables(&self) -> bool {
+        !self.shared.pool.image.variables().is_empty()
+    }
+
+    /// Puts the values of variables where code reads them: into the first bytes of the
+    /// memory. Answers what was there. Nobody runs in the instance.
+    pub(crate) fn lay_out_variables(&self) -> Box<[u8]> {
+        let values = self.shared.pool.image.variables();
+        if values.is_empty() || values.len() > self.size_bytes() {
+            return Box::default();
+        }
+        let mut before = vec![0; values.len()].into_boxed_slice();
+        // SAFETY: this much of the memory is in use, and by nobody now.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.shared.base, before.as_mut_ptr(), before.len());
+            std::ptr::copy_nonoverlapping(values.as_ptr(), self.shared.base, values.len());
+        }
+        before
+    }
+
+    /// Puts back what values of variables took the place of.
+    pub(crate) fn put_back(&self, before: &[u8]) {
+        if before.len() > self.size_bytes() {
+            return;
+        }
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(before.as_ptr(), self.shared.base, before.len()) };
+    }
 }
 
 // SAFETY: the memory is page aligned, of whole pages, never moves, and is followed by
@@ -819,6 +889,7 @@ unsafe impl MemoryCreator for Creator {
         CURRENT.with_borrow_mut(|current| {
             let current = current.as_mut().ok_or("no component is being instantiated")?;
             let pool = current.pool.clone();
+            let initial_bytes = initial_bytes.saturating_add(pool.image.extra_bytes());
             let reserved_bytes = reserved_bytes.unwrap_or(initial_bytes).max(initial_bytes);
             let slot =
                 pool.take(initial_bytes, reserved_bytes, guard_bytes).map_err(|error| error.to_string())?;

@@ -27,10 +27,13 @@ pub(crate) const LARGE_CONTENTS_BYTES: usize = 1 << 20;
 const MAX_CONTENTS_BYTES: usize = 256 << 20;
 
 /// The size of a page of WebAssembly memory.
-const WASM_PAGE_BYTES: u64 = 64 << 10;
+pub(crate) const WASM_PAGE_BYTES: u64 = 64 << 10;
 
 /// Section identifiers of the binary formats.
 const CORE_MODULE_SECTION: u8 = 1;
+
+/// Instructions on whole memories and tables begin with this.
+const PREFIX: u8 = 0xfc;
 
 /// A component without its memory's contents, and those contents.
 pub(crate) struct Extracted {
@@ -295,7 +298,7 @@ fn names_segments(module: &[u8]) -> Result<bool, Error> {
             Payload::DataCountSection { .. } => has_count = true,
             // Without the section above no instruction may name one.
             Payload::CodeSectionStart { .. } if !has_count => return Ok(false),
-            Payload::CodeSectionEntry(body) => {
+            Payload::CodeSectionEntry(body) if may_name_segments(body.as_bytes()) => {
                 let mut operators = body.get_operators_reader().map_err(normalize::invalid)?;
                 while !operators.eof() {
                     if let Operator::MemoryInit { .. } | Operator::DataDrop { .. } =
@@ -309,6 +312,22 @@ fn names_segments(module: &[u8]) -> Result<bool, Error> {
         }
     }
     Ok(false)
+}
+
+/// Whether an instruction that names a data segment may be among these bytes: reading all
+/// instructions takes twenty times as long as looking for what those begin with, which few
+/// functions have anywhere.
+fn may_name_segments(body: &[u8]) -> bool {
+    body.windows(2).enumerate().any(|(at, bytes)| match bytes {
+        // `memory.init` and `data.drop` are 8 and 9 after the prefix.
+        [PREFIX, 8 | 9] => true,
+        // The number may take more bytes than it needs.
+        [PREFIX, 0x80..=0xff] => {
+            let mut reader = BinaryReader::new(&body[at + 1..], 0);
+            !matches!(reader.read_var_u32(), Ok(number) if number != 8 && number != 9)
+        }
+        _ => false,
+    })
 }
 
 /// How many bytes before `position` hold `value` as a LEB128 number: an encoder may

@@ -144,7 +144,8 @@ impl Component {
     /// A store for a fresh instance, with every limit in force.
     pub(super) fn store(&self, host: Host, reply: &Reply) -> Store<Host> {
         let mut store = Store::new(&self.engine, host);
-        store.data_mut().limiter = Limiter::new(self.limits.instance, Some(reply.ledger()));
+        store.data_mut().limiter = Limiter::new(self.limits.instance, Some(reply.ledger()))
+            .with_extra(self.image.extra_memory_bytes());
         store.set_max_component_handles(self.limits.max_handles_count);
         store.limiter(|host| &mut host.limiter);
         preempt(&mut store);

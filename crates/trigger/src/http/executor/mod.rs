@@ -295,6 +295,9 @@ async fn instance<P>(
     let mut store = component.store(host, reply);
     let (instantiated, memory) = component.instantiate(instantiate(&mut store)).await;
     let (proxy, instance) = instantiated?;
+    if let Some(memory) = &memory {
+        memory.begin(&mut store, &instance).await?;
+    }
     let rewinder = match memory {
         // The first for a while is not kept.
         Some(memory)

@@ -12,7 +12,7 @@ use wasmtime::component::InstancePre;
 use wasmtime_wasi::{
     I32Exit,
     p2::{
-        bindings::CommandPre,
+        bindings::CommandIndices,
         pipe::{MemoryInputPipe, MemoryOutputPipe},
     },
 };
@@ -29,13 +29,14 @@ const MAX_INPUT_BYTES: usize = 64 << 20;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 
 pub(in crate::http) struct Entry {
-    pre: CommandPre<Host>,
+    pre: InstancePre<Host>,
+    indices: CommandIndices,
     argv: String,
 }
 
 impl Entry {
     pub(super) fn new(pre: InstancePre<Host>, settings: &WagiSettings) -> wasmtime::Result<Self> {
-        Ok(Self { pre: CommandPre::new(pre)?, argv: settings.argv.clone() })
+        Ok(Self { indices: CommandIndices::new(&pre)?, pre, argv: settings.argv.clone() })
     }
 
     pub(super) async fn serve(
@@ -65,8 +66,13 @@ impl Entry {
         }
         let start = Instant::now();
         let mut store = component.store(host, &reply);
-        let (command, _) = component.instantiate(self.pre.instantiate_async(&mut store)).await;
-        let command = command?;
+        let instantiation = self.pre.instantiate_async(&mut store);
+        let (instance, memory) = component.instantiate(instantiation).await;
+        let instance = instance?;
+        if let Some(memory) = &memory {
+            memory.begin(&mut store, &instance).await?;
+        }
+        let command = self.indices.load(&mut store, &instance)?;
         reply.usage().set_instantiate(start.elapsed());
         match command.wasi_cli_run().call_run(&mut store).await {
             Ok(Ok(())) => {}
