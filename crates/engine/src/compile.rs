@@ -8,8 +8,9 @@
 use std::{
     sync::{
         OnceLock,
-        mpsc::{RecvTimeoutError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, sync_channel},
     },
+    thread,
     time::Duration,
 };
 
@@ -31,6 +32,29 @@ pub(crate) fn compile<T: Send + 'static>(
     let (done, result) = sync_channel(1);
     // Whoever waited may be gone: then nobody wants the result.
     threads.spawn(move || drop(done.send(work())));
+    wait(limit, &result)
+}
+
+/// The same on a thread of its own: for work that is short beside compiling, and does not
+/// wait until others have compiled.
+pub(crate) fn beside<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let (done, result) = sync_channel(1);
+    let work = move || {
+        if let Err(error) = lower_priority(NICE) {
+            tracing::debug!("the priority of a thread cannot be lowered: {error}");
+        }
+        drop(done.send(work()));
+    };
+    match thread::Builder::new().name("wisp-split".into()).spawn(work) {
+        Ok(_) => wait(limit, &result),
+        Err(cause) => Err(Error::Configuration { cause: cause.into() }),
+    }
+}
+
+fn wait<T>(limit: Duration, result: &Receiver<Result<T, Error>>) -> Result<T, Error> {
     match result.recv_timeout(limit) {
         Ok(result) => result,
         Err(RecvTimeoutError::Timeout) => Err(Error::CompileTime { limit }),
@@ -81,9 +105,9 @@ mod tests {
         .unwrap_err();
         assert_eq!(error.code(), "WISP-E0210");
         drop(end);
-        let panicked = compile(Duration::from_secs(60), || -> Result<(), Error> {
-            std::panic::resume_unwind(Box::new("a defect"))
-        });
-        assert_eq!(panicked.unwrap_err().code(), "WISP-E0205");
+        let defect = || -> Result<(), Error> { std::panic::resume_unwind(Box::new("a defect")) };
+        for panicked in [compile(Duration::from_secs(60), defect), beside(Duration::from_secs(60), defect)] {
+            assert_eq!(panicked.unwrap_err().code(), "WISP-E0205");
+        }
     }
 }

@@ -269,7 +269,7 @@ impl Engine {
     fn make(&self, source: &[u8], digest: Digest, before_compiling: impl FnOnce()) -> Result<Made, Error> {
         let started = Instant::now();
         let (source, is_debugged) = (source.to_vec(), self.has_debug_info);
-        let split = compile::compile(self.max_compile_time, move || Split::of(source, is_debugged))?;
+        let split = compile::beside(self.max_compile_time, move || Split::of(source, is_debugged))?;
         let mut made = match split.shares_code() {
             true => self.make_sharing(split, before_compiling)?,
             false => {

@@ -525,7 +525,8 @@ impl LentMemory {
         }
         let globals: TypedFunc<(), ()> = instance.get_typed_func(&mut *store, REWIND)?;
         // The store is borrowed alone, so nobody sees what its memory is used for.
-        let before = self.lay_out_variables();
+        let before = self.before_variables();
+        self.lay_out_variables();
         let called = globals.call_async(&mut *store, ()).await;
         self.put_back(&before);
         called

@@ -10,7 +10,8 @@
 //! Components like these get memory from here instead:
 //!
 //! - When the component is compiled, its memory's initial contents are taken out of
-//!   it ([`snapshot`]) and put behind the code in the compiled image.
+//!   it ([`snapshot`]) and put behind the code in the compiled image, or into an image
+//!   that has nothing else where others have the same code.
 //! - Each such component has a [`MemoryPool`] of its own: slots in which the
 //!   contents are mapped copy-on-write from that file. A slot only ever serves one
 //!   component, so nothing is mapped anew between two requests.

@@ -779,20 +779,23 @@ impl LentMemory {
         !self.shared.pool.image.variables().is_empty()
     }
 
-    /// Puts the values of variables where code reads them: into the first bytes of the
-    /// memory. Answers what was there. Nobody runs in the instance.
-    pub(crate) fn lay_out_variables(&self) -> Box<[u8]> {
-        let values = self.shared.pool.image.variables();
-        if values.is_empty() || values.len() > self.size_bytes() {
-            return Box::default();
-        }
-        let mut before = vec![0; values.len()].into_boxed_slice();
+    /// What is where values of variables are put.
+    pub(crate) fn before_variables(&self) -> Box<[u8]> {
+        let length = self.shared.pool.image.variables().len().min(self.size_bytes());
+        let mut before = vec![0; length].into_boxed_slice();
         // SAFETY: this much of the memory is in use, and by nobody now.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.shared.base, before.as_mut_ptr(), before.len());
-            std::ptr::copy_nonoverlapping(values.as_ptr(), self.shared.base, values.len());
-        }
+        unsafe { std::ptr::copy_nonoverlapping(self.shared.base, before.as_mut_ptr(), length) };
         before
+    }
+
+    /// Puts the values of variables where code reads them: into the first bytes of the
+    /// memory. Nobody runs in the instance.
+    pub(crate) fn lay_out_variables(&self) {
+        let values = self.shared.pool.image.variables();
+        if values.len() <= self.size_bytes() {
+            // SAFETY: as above.
+            unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.shared.base, values.len()) };
+        }
     }
 
     /// Puts back what values of variables took the place of.
