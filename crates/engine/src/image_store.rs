@@ -214,7 +214,15 @@ impl ImageStore {
         fs::create_dir_all(&folder).map_err(|cause| Error::ImageStore { path: folder.clone(), cause })?;
         let sources = Arc::new(SourceIndex::open(folder.join(SOURCE_INDEX_NAME)));
         let (verified, verified_codes) = (Arc::default(), Arc::default());
-        Ok(Self { folder, key: None, verified, verified_codes, sources, lender: None, engines: Arc::default() })
+        Ok(Self {
+            folder,
+            key: None,
+            verified,
+            verified_codes,
+            sources,
+            lender: None,
+            engines: Arc::default(),
+        })
     }
 
     /// The same, and maps only what the owner of the key signed. An engine with this
@@ -421,7 +429,8 @@ impl ImageStore {
     /// Whether instances of code can be rewound that this store has not, and another one
     /// lends, as it says itself.
     pub(crate) fn lent_code(&self, code: &Digest, engine: &Engine, flavor: Flavor) -> Option<bool> {
-        let path = self.lender.as_ref()?.join(file_name(Name::Code(code), &self.compatibility(engine), flavor));
+        let path =
+            self.lender.as_ref()?.join(file_name(Name::Code(code), &self.compatibility(engine), flavor));
         let numbers = Trailer::read(&File::open(path).ok()?).ok()?;
         Some(numbers.can_rewind)
     }

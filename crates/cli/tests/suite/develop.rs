@@ -569,7 +569,10 @@ fn an_edit_of_a_javascript_app_compiles_nothing() {
     let desk = Desk::new();
     desk.write("app/spin.toml", COPIED.replace("executor = { type = \"wagi\" }\n", ""));
     desk.write("app/source.wasm", one);
-    let served = Served::start(desk.command("app", &["watch", "--listen", "127.0.0.1:0"])).unwrap();
+    let mut watch = desk.command("app", &["watch", "--listen", "127.0.0.1:0"]);
+    // Where nothing is left of an earlier run.
+    watch.env("WISP_CACHE_DIR", desk.path("cache"));
+    let served = Served::start(watch).unwrap();
     served.stderr.wait_for_text("watching for edits");
     assert_eq!(served.get("/").text(), "Hello, first!\n");
     let before_count = served.stderr.lines().len();
