@@ -314,8 +314,11 @@ impl Component {
         let (parts, body) = response.into_parts();
         let (ahead, body) = if !guest.is_ended() {
             (Vec::new(), body)
-        } else if is_bodiless && body.size_hint().exact().is_some() {
-            return http::Response::from_parts(parts, ResponseBody::Finished(body));
+        } else if is_bodiless {
+            if body.size_hint().exact().is_some() {
+                return http::Response::from_parts(parts, ResponseBody::Finished(body));
+            }
+            (Vec::new(), body)
         } else {
             // Nobody is left who could add to it. What is known to its last byte needs
             // no pieces: hyper says how long it is.
