@@ -23,7 +23,10 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 /// What one connection may have waiting: a response of usual size with its header.
@@ -116,10 +119,15 @@ pub(super) fn before_guest(now: Instant, expected: Duration) {
 }
 
 /// A connection whose small writes wait.
-pub(super) struct Gathered(Arc<Shared>);
+pub(super) struct Gathered {
+    /// Reads into memory that was not cleared before, and knows after a read that got less
+    /// than it could that there is no more: both take as long as a tenth of the read.
+    reading: OwnedReadHalf,
+    shared: Arc<Shared>,
+}
 
 struct Shared {
-    stream: TcpStream,
+    writing: OwnedWriteHalf,
     state: Mutex<State>,
 }
 
@@ -137,29 +145,34 @@ struct State {
 
 impl Gathered {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self(Arc::new(Shared { stream, state: Mutex::default() }))
+        let (reading, writing) = stream.into_split();
+        Self { reading, shared: Arc::new(Shared { writing, state: Mutex::default() }) }
     }
 
     /// Writes what waits on this connection and answers when the kernel has it.
     fn poll_written(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let mut state = self.0.state();
+            let mut state = self.shared.state();
             if let Some(error) = state.error.take() {
                 return Poll::Ready(Err(error));
             }
             if state.bytes.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            if state.try_write(&self.0.stream)? {
+            if state.try_write(self.shared.stream())? {
                 return Poll::Ready(Ok(()));
             }
             drop(state);
-            ready!(self.0.stream.poll_write_ready(context))?;
+            ready!(self.shared.stream().poll_write_ready(context))?;
         }
     }
 }
 
 impl Shared {
+    fn stream(&self) -> &TcpStream {
+        self.writing.as_ref()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,7 +185,7 @@ impl Shared {
         if state.bytes.is_empty() {
             return;
         }
-        let wakes = match state.try_write(&self.stream) {
+        let wakes = match state.try_write(self.stream()) {
             Ok(is_all) => !is_all,
             Err(error) => {
                 state.error = Some(error);
@@ -212,21 +225,11 @@ impl State {
 
 impl AsyncRead for Gathered {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.stream.poll_read_ready(context))?;
-            match self.0.stream.try_read(buffer.initialize_unfilled()) {
-                Ok(count) => {
-                    buffer.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        Pin::new(&mut self.reading).poll_read(context, buffer)
     }
 }
 
@@ -243,7 +246,7 @@ impl AsyncWrite for Gathered {
         let length_bytes = slices.iter().map(|slice| slice.len()).sum::<usize>();
         let queued = WAITING.with_borrow_mut(|waiting| {
             let waiting = waiting.as_mut()?;
-            let mut state = self.0.state();
+            let mut state = self.shared.state();
             if state.error.is_some()
                 || (!state.is_waiting && !state.bytes.is_empty())
                 || state.bytes.len() + length_bytes > MAX_WAITING_BYTES
@@ -257,7 +260,7 @@ impl AsyncWrite for Gathered {
                 if waiting.connections.is_empty() {
                     waiting.writer.wake_by_ref();
                 }
-                waiting.connections.push(self.0.clone());
+                waiting.connections.push(self.shared.clone());
             }
             Some(waiting.connections.len())
         });
@@ -269,8 +272,8 @@ impl AsyncWrite for Gathered {
         }
         ready!(self.poll_written(context))?;
         loop {
-            ready!(self.0.stream.poll_write_ready(context))?;
-            match self.0.stream.try_write_vectored(slices) {
+            ready!(self.shared.stream().poll_write_ready(context))?;
+            match self.shared.stream().try_write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -283,7 +286,7 @@ impl AsyncWrite for Gathered {
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         {
-            let mut state = self.0.state();
+            let mut state = self.shared.state();
             if state.is_waiting {
                 // It is written soon. If the kernel does not take it then, this task must
                 // see to it.
@@ -298,7 +301,7 @@ impl AsyncWrite for Gathered {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_written(context))?;
-        match SockRef::from(&self.0.stream).shutdown(Shutdown::Write) {
+        match SockRef::from(self.shared.stream()).shutdown(Shutdown::Write) {
             // The other side was quicker.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             result => Poll::Ready(result),
@@ -438,7 +441,7 @@ mod tests {
     fn a_slow_client_gets_everything_in_order() {
         run(true, async || {
             let (mut server, mut client) = pair().await;
-            SockRef::from(&server.0.stream).set_send_buffer_size(8 << 10).unwrap();
+            SockRef::from(server.shared.stream()).set_send_buffer_size(8 << 10).unwrap();
             let numbers = 0..200_000_u32;
             let writing = async {
                 for number in numbers.clone() {
