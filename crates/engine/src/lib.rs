@@ -59,7 +59,6 @@
 mod code;
 mod compile;
 mod config;
-mod cores;
 mod debugger;
 mod digest;
 mod epoch;
@@ -76,10 +75,10 @@ mod rewind;
 mod signature;
 mod source_index;
 mod split;
+mod threads;
 mod usage;
 
 pub use config::{EngineConfig, Flavor};
-pub use cores::cores_count;
 pub use digest::Digest;
 pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, SliceEnd, preempt};
 pub use error::Error;
@@ -92,4 +91,5 @@ pub use memory::{LentMemory, MemoryPool, OneThread};
 pub use priority::{lower_priority, prefer_short_slices};
 pub use rewind::Rewinder;
 pub use signature::{SigningKey, VerifyingKey};
+pub use threads::{cores_count, thread_number};
 pub use usage::{Ledger, Usage};

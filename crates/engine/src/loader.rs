@@ -20,13 +20,13 @@ use crate::{
     Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse,
     code::Beginning,
     compile,
-    cores::cores_count,
     debugger::Registration,
     epoch::EpochTicker,
     image_store::{Found, FoundCode, Image, ImageCode, SharedCode},
     images::{MappedCode, MappedImages, Parts},
     memory::{MemoryImage, MemoryPools, snapshot::Contents},
     split::{Compiled, Split},
+    threads::cores_count,
 };
 
 /// Loads components, for all flavors, with one store of compiled images.

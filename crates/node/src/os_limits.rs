@@ -1,7 +1,7 @@
 //! What the operating system lets one process have.
 //!
-//! A connection takes a descriptor, and every default is too low. A mapped image takes
-//! a descriptor and three mappings, and the usual limit on mappings is 65,530.
+//! A connection takes a descriptor, and every default is too low. A mapped image takes three
+//! mappings, some a descriptor too, and the usual limit on mappings is 65,530.
 
 use std::fs;
 

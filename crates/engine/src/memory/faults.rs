@@ -11,14 +11,15 @@ use std::{
     cell::Cell,
     mem::MaybeUninit,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
 };
+
+use crate::thread_number;
 
 /// The faults of one thread so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Faults {
-    thread: u64,
+    thread: usize,
     count: i64,
 }
 
@@ -35,20 +36,11 @@ impl Faults {
                 }
                 usage.assume_init()
             };
-            Some(Self { thread: this_thread(), count: usage.ru_minflt.wrapping_add(usage.ru_majflt) })
+            Some(Self { thread: thread_number(), count: usage.ru_minflt.wrapping_add(usage.ru_majflt) })
         }
         #[cfg(not(target_os = "linux"))]
         None
     }
-}
-
-/// A number that no other thread of the process has or had.
-fn this_thread() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    thread_local! {
-        static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed);
-    }
-    NUMBER.with(|number| *number)
 }
 
 thread_local! {
@@ -66,7 +58,7 @@ pub(super) fn ran_here() -> bool {
 /// given back.
 #[derive(Debug, Default)]
 pub struct OneThread {
-    thread: Option<u64>,
+    thread: Option<usize>,
     has_moved: bool,
 }
 
@@ -82,7 +74,7 @@ impl OneThread {
             }
         }
 
-        let thread = this_thread();
+        let thread = thread_number();
         self.has_moved |= *self.thread.get_or_insert(thread) != thread;
         let _before = Before(RAN_HERE.replace(!self.has_moved));
         guest.poll(context)

@@ -19,8 +19,6 @@ use wisp_engine::Usage;
 use wisp_manifest::id::ComponentId;
 use wisp_telemetry::{export::DURATION_BOUNDS_US, metrics::Durations};
 
-use super::reuse::thread_number;
-
 /// The weight of an app whose operator did not say.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
@@ -162,7 +160,7 @@ impl Totals {
     }
 
     fn shard(&self) -> &Shard {
-        &self.shards[thread_number() % self.shards.len()]
+        &self.shards[wisp_engine::thread_number() % self.shards.len()]
     }
 
     /// Enters a request that is over.

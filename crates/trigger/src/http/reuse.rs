@@ -5,7 +5,6 @@
 //! [`wisp_engine::Rewinder`]) is as good as a new one for any component.
 
 use std::{
-    cell::Cell,
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -149,7 +148,7 @@ impl<P> ReusePool<P> {
     }
 
     fn shard(&self) -> &Shard<P> {
-        &self.shards[thread_number() % self.shards.len()]
+        &self.shards[wisp_engine::thread_number() % self.shards.len()]
     }
 }
 
@@ -176,18 +175,4 @@ fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let elapsed = START.get_or_init(Instant::now).elapsed().as_millis();
     u64::try_from(elapsed).unwrap_or(u64::MAX - 1) + 1
-}
-
-/// A small number that tells this thread from others.
-pub(super) fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) };
-    }
-    NUMBER.with(|number| {
-        if number.get() == usize::MAX {
-            number.set(NEXT.fetch_add(1, Ordering::Relaxed));
-        }
-        number.get()
-    })
 }
