@@ -359,6 +359,7 @@ impl Stage {
             Kind::Wisp { .. } | Kind::WispNew => {
                 let folder = self.app_folder(contestant).display().to_string();
                 let mut arguments = ["up", "--from", folder.as_str(), "--listen", "127.0.0.1:0"].to_vec();
+                arguments.extend(["--compiler", "optimized"]);
                 match contestant.kind {
                     Kind::Wisp { unaccounted: true, .. } => arguments.push("--no-accounting"),
                     Kind::WispNew => arguments.push("--new-instances"),

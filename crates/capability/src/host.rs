@@ -1,12 +1,12 @@
 //! The data of one instance's store, and the linker that serves it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use wisp_engine::{Engine, Flavor, Limiter};
+use wisp_engine::{Engine, Flavor, Limiter, MappedImage, Tier};
 
 use crate::{Grants, key_value, otel, outbound_http, sqlite, unavailable, variables, virtual_world, wasi};
 
@@ -28,8 +28,16 @@ pub struct Host {
     pub limiter: Limiter,
 }
 
-/// Linkers for all flavors, with everything that a guest may import.
-pub struct Linkers([Linker<Host>; Flavor::ALL.len()]);
+/// Linkers for all kinds of engines, with everything that a guest may import.
+pub struct Linkers {
+    optimized: [Linker<Host>; Flavor::ALL.len()],
+    /// Made when a component needs them.
+    baseline: [OnceLock<Linker<Host>>; Flavor::ALL.len()],
+    add: Add,
+}
+
+/// Adds to a linker what guests may import.
+type Add = fn(&mut Linker<Host>, Flavor) -> wasmtime::Result<()>;
 
 impl Host {
     /// The state of a fresh instance of a component with these grants.
@@ -127,23 +135,45 @@ impl Linkers {
         })
     }
 
-    fn make(
-        engine: &Engine,
-        add: impl Fn(&mut Linker<Host>, Flavor) -> wasmtime::Result<()>,
-    ) -> wasmtime::Result<Self> {
-        let linker = |flavor| {
-            let mut linker = Linker::new(engine.wasmtime(flavor));
-            add(&mut linker, flavor)?;
-            Ok::<_, wasmtime::Error>(linker)
-        };
+    fn make(engine: &Engine, add: Add) -> wasmtime::Result<Self> {
+        let linker = |flavor| filled(engine.wasmtime(flavor), flavor, add);
         let [plain, concurrent, plain_snapshot, concurrent_snapshot] = Flavor::ALL;
-        Ok(Self([linker(plain)?, linker(concurrent)?, linker(plain_snapshot)?, linker(concurrent_snapshot)?]))
+        Ok(Self {
+            optimized: [
+                linker(plain)?,
+                linker(concurrent)?,
+                linker(plain_snapshot)?,
+                linker(concurrent_snapshot)?,
+            ],
+            baseline: Default::default(),
+            add,
+        })
     }
 
-    /// The linker of a flavor.
-    pub fn get(&self, flavor: Flavor) -> &Linker<Host> {
-        &self.0[flavor as usize]
+    /// The linker for a component.
+    ///
+    /// # Errors
+    /// As [`Linkers::new`].
+    pub fn of(&self, image: &MappedImage) -> wasmtime::Result<&Linker<Host>> {
+        let flavor = image.kind.flavor;
+        if image.kind.tier == Tier::Optimized {
+            return Ok(&self.optimized[flavor as usize]);
+        }
+        let linker = &self.baseline[flavor as usize];
+        match linker.get() {
+            Some(linker) => Ok(linker),
+            None => {
+                let made = filled(image.component.engine(), flavor, self.add)?;
+                Ok(linker.get_or_init(|| made))
+            }
+        }
     }
+}
+
+fn filled(engine: &wasmtime::Engine, flavor: Flavor, add: Add) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    add(&mut linker, flavor)?;
+    Ok(linker)
 }
 
 impl WasiView for Host {

@@ -31,7 +31,7 @@ use wasmtime::{
     component::{HasSelf, InstancePre},
 };
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
-use wisp_engine::{Engine, InstanceLimits, Limiter, LoadedComponent, preempt};
+use wisp_engine::{InstanceLimits, Limiter, LoadedComponent, preempt};
 
 use crate::{
     Grants, Host, Linkers, VirtualTime, key_value,
@@ -160,7 +160,6 @@ pub struct Trap {
 
 /// A component with tests, linked.
 pub struct TestComponent {
-    engine: wasmtime::Engine,
     loaded: LoadedComponent,
     pre: InstancePre<Host>,
     indices: bindings::TestIndices,
@@ -171,17 +170,16 @@ impl TestComponent {
     ///
     /// # Errors
     /// What it imports that is not there, or lacks to be a component with tests.
-    pub fn link(engine: &Engine, linkers: &Linkers, loaded: LoadedComponent) -> Result<Self, String> {
+    pub fn link(linkers: &Linkers, loaded: LoadedComponent) -> Result<Self, String> {
         let link = || {
-            let mut linker = linkers.get(loaded.flavor).clone();
+            let mut linker = linkers.of(&loaded)?.clone();
             bindings::Test::add_to_linker::<_, HasSelf<Host>>(&mut linker, |host| host)?;
             let pre = linker.instantiate_pre(&loaded.component)?;
             let indices = bindings::TestIndices::new(&pre)?;
             Ok::<_, wasmtime::Error>((pre, indices))
         };
         let (pre, indices) = link().map_err(|error| format!("{error:#}"))?;
-        let engine = engine.wasmtime(loaded.flavor).clone();
-        Ok(Self { engine, loaded, pre, indices })
+        Ok(Self { loaded, pre, indices })
     }
 
     /// The names of its tests.
@@ -217,7 +215,7 @@ impl TestComponent {
     }
 
     async fn instantiate(&self, grants: Arc<Grants>) -> Result<(Store<Host>, bindings::Test), Trap> {
-        let mut store = Store::new(&self.engine, Host::new(grants));
+        let mut store = Store::new(self.loaded.component.engine(), Host::new(grants));
         let limits = InstanceLimits { memory_bytes: MAX_MEMORY_BYTES, ..InstanceLimits::default() };
         let extra_bytes = self.loaded.extra_memory_bytes();
         store.data_mut().limiter = Limiter::new(limits, None).with_extra(extra_bytes);

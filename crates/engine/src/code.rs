@@ -296,8 +296,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        Digest, Engine, EngineConfig, ImageStore, LentMemory, Limiter, LoadedComponent, Origin, Rewinder,
-        SigningKey, compile_file, memory::snapshot,
+        Compiler, Digest, Engine, EngineConfig, ImageStore, LentMemory, Limiter, LoadedComponent, Origin,
+        Rewinder, SigningKey, Tier, compile_file, memory::snapshot,
     };
 
     /// What two components of one toolchain differ in.
@@ -455,6 +455,44 @@ mod tests {
     }
 
     #[test]
+    fn code_of_both_tiers_is_shared_and_the_optimized_one_is_preferred() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let engine = || {
+            let images = ImageStore::open(path("images")).unwrap();
+            Engine::new(&EngineConfig { compiler: Compiler::Tiered, ..config() }, Some(images)).unwrap()
+        };
+        let first = engine();
+        let load = |engine: &Engine, snapshot: Snapshot, name: &str| {
+            fs::write(path(name), source(snapshot, "")).unwrap();
+            let loaded = engine.load_file(&path(name)).unwrap();
+            Guest::new(&loaded).assert_begins_with(snapshot);
+            loaded
+        };
+        let one = load(&first, ONE, "1.wasm");
+        assert!(one.kind.tier == Tier::Baseline && matches!(one.origin, Origin::Compiled(_)));
+        let other = load(&first, OTHER, "2.wasm");
+        assert!(other.kind.tier == Tier::Baseline && matches!(other.origin, Origin::Shared(_)));
+        let mut rewound = Guest::new(&other);
+
+        let optimized = first.optimize(&path("2.wasm"), &other.digest).unwrap().unwrap();
+        assert!(optimized.kind.tier == Tier::Optimized && matches!(optimized.origin, Origin::Compiled(_)));
+        Guest::new(&optimized).assert_begins_with(OTHER);
+        rewound.assert_begins_with(OTHER);
+        let (codes, images) = files(&path("images"));
+        assert_eq!((codes.len(), images.len()), (1, 2), "baseline code is gone");
+
+        // In this process, and in one that finds the image of the first without its code.
+        for engine in [first, engine()] {
+            let third = load(&engine, Snapshot { byte: b'c', ..ONE }, "3.wasm");
+            assert_eq!(third.kind.tier, Tier::Optimized);
+            assert_eq!(load(&engine, OTHER, "2.wasm").kind.tier, Tier::Optimized);
+        }
+        let one = load(&engine(), ONE, "1.wasm");
+        assert!(one.kind.tier == Tier::Optimized && matches!(one.origin, Origin::Shared(_)));
+    }
+
+    #[test]
     fn without_a_store_code_is_shared_as_long_as_it_is_used() {
         let engine = Engine::new(&config(), None).unwrap();
         let one = engine.load(&source(ONE, "")).unwrap();
@@ -467,13 +505,15 @@ mod tests {
 
     #[test]
     fn an_instance_is_rewound_to_what_its_component_begins_with() {
-        let engine = Engine::new(&config(), None).unwrap();
-        let loaded = [ONE, OTHER].map(|snapshot| (engine.load(&source(snapshot, "")).unwrap(), snapshot));
-        for (loaded, snapshot) in loaded {
+        let in_each_tier = [Compiler::Optimized, Compiler::Baseline].into_iter().flat_map(|compiler| {
+            let engine = Engine::new(&EngineConfig { compiler, ..config() }, None).unwrap();
+            [ONE, OTHER].map(|snapshot| (engine.load(&source(snapshot, "")).unwrap(), snapshot))
+        });
+        for (loaded, snapshot) in in_each_tier {
             let mut guest = Guest::new(&loaded);
             let memory = guest.memory.take().unwrap();
             let mut rewinder =
-                Rewinder::new(&mut guest.store, &guest.instance, memory, loaded.flavor).unwrap();
+                Rewinder::new(&mut guest.store, &guest.instance, memory, loaded.kind.flavor).unwrap();
             for at in [0, 7, 99, 5_000, 70_000] {
                 guest.change(at);
                 assert_eq!((guest.byte(at), guest.number::<i32>("small")), (1, 1));

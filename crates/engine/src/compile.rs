@@ -23,12 +23,25 @@ use crate::{Error, priority::lower_priority};
 /// still compiles.
 const NICE: i32 = 10;
 
+/// The same where nobody waits for the result: behind what somebody waits for.
+const BACKGROUND_NICE: i32 = 12;
+
+/// Whether somebody waits for what is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// A request or a person.
+    Awaited,
+    /// Nobody: what is awaited has threads of its own, which do not wait until this is done.
+    Background,
+}
+
 /// Does the work on the threads for compiling, and waits for it for a bounded time.
 pub(crate) fn compile<T: Send + 'static>(
     limit: Duration,
+    urgency: Urgency,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let Some(threads) = threads() else { return work() };
+    let Some(threads) = threads(urgency) else { return work() };
     let (done, result) = sync_channel(1);
     // Whoever waited may be gone: then nobody wants the result.
     threads.spawn(move || drop(done.send(work())));
@@ -65,14 +78,19 @@ fn wait<T>(limit: Duration, result: &Receiver<Result<T, Error>>) -> Result<T, Er
 }
 
 /// As many threads as there are cores; `None` if the operating system refuses them.
-fn threads() -> Option<&'static ThreadPool> {
-    static THREADS: OnceLock<Option<ThreadPool>> = OnceLock::new();
-    THREADS
+fn threads(urgency: Urgency) -> Option<&'static ThreadPool> {
+    static AWAITED: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    static BACKGROUND: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let (threads, nice) = match urgency {
+        Urgency::Awaited => (&AWAITED, NICE),
+        Urgency::Background => (&BACKGROUND, BACKGROUND_NICE),
+    };
+    threads
         .get_or_init(|| {
             ThreadPoolBuilder::new()
                 .thread_name(|number| format!("wisp-compile-{number}"))
-                .start_handler(|_| {
-                    if let Err(error) = lower_priority(NICE) {
+                .start_handler(move |_| {
+                    if let Err(error) = lower_priority(nice) {
                         // Compiling works as well, and others notice.
                         tracing::debug!("the priority of a compiling thread cannot be lowered: {error}");
                     }
@@ -96,9 +114,9 @@ mod tests {
 
     #[test]
     fn nobody_waits_longer_than_the_limit() {
-        assert_eq!(compile(Duration::from_secs(60), || Ok(7)).unwrap(), 7);
+        assert_eq!(compile(Duration::from_secs(60), Urgency::Awaited, || Ok(7)).unwrap(), 7);
         let (end, is_to_end) = channel::<()>();
-        let error = compile(Duration::from_millis(10), move || {
+        let error = compile(Duration::from_millis(10), Urgency::Awaited, move || {
             let _ = is_to_end.recv();
             Ok(())
         })
@@ -106,7 +124,10 @@ mod tests {
         assert_eq!(error.code(), "WISP-E0210");
         drop(end);
         let defect = || -> Result<(), Error> { std::panic::resume_unwind(Box::new("a defect")) };
-        for panicked in [compile(Duration::from_secs(60), defect), beside(Duration::from_secs(60), defect)] {
+        for panicked in [
+            compile(Duration::from_secs(60), Urgency::Background, defect),
+            beside(Duration::from_secs(60), defect),
+        ] {
             assert_eq!(panicked.unwrap_err().code(), "WISP-E0205");
         }
     }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::{
-    Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails,
+    Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy,
+    WasmBacktraceDetails,
 };
 
 use crate::{Error, memory};
@@ -75,8 +76,12 @@ pub(crate) const MAX_MEMORY_BYTES: usize = 1 << 32;
 /// toolchains assume.
 const WASM_STACK_BYTES: usize = 1 << 20;
 
-/// Stack of a fiber: guest frames plus the host functions they call.
-const ASYNC_STACK_BYTES: usize = 2 << 20;
+/// The same for code of the baseline tier, which keeps in memory what optimized code keeps
+/// in registers: a guest that recurses as deeply as it may must not notice.
+const BASELINE_WASM_STACK_BYTES: usize = 4 << 20;
+
+/// Stack for the host functions that guest frames call, on the same fiber.
+const HOST_STACK_BYTES: usize = 1 << 20;
 
 /// Which of the engine configurations a component runs on.
 ///
@@ -131,9 +136,73 @@ impl Flavor {
     }
 }
 
+/// How good code is, and how long it takes to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// Made by Winch in a fifth of the time, and two to four times slower.
+    Baseline,
+    /// Made by Cranelift.
+    Optimized,
+}
+
+/// Which engine code is for: two of different kinds cannot run each other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EngineKind {
+    /// What the component needs.
+    pub flavor: Flavor,
+    /// What its code is like.
+    pub tier: Tier,
+}
+
+impl Flavor {
+    /// The engine with optimized code.
+    pub(crate) fn optimized(self) -> EngineKind {
+        EngineKind { flavor: self, tier: Tier::Optimized }
+    }
+}
+
+/// Which tiers code is made in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compiler {
+    /// Nothing runs that is not optimized.
+    #[default]
+    Optimized,
+    /// What is large and was never compiled has baseline code at first: who loads it may
+    /// have it [optimized](crate::Engine::optimize) later. Optimized code is used if it is
+    /// there.
+    Tiered,
+    /// All code is of the baseline tier, unless it cannot be compiled so: for tests.
+    Baseline,
+}
+
+impl Compiler {
+    /// Whether this machine has the baseline tier. Winch is complete for no other processor.
+    const HAS_BASELINE: bool = cfg!(target_arch = "x86_64");
+
+    /// The tiers whose images are used, the preferred one first.
+    pub(crate) fn tiers(self) -> &'static [Tier] {
+        match self {
+            Self::Tiered => &[Tier::Optimized, Tier::Baseline],
+            Self::Optimized => &[Tier::Optimized],
+            Self::Baseline => &[Tier::Baseline],
+        }
+    }
+
+    /// The tier in which code is made that there is none of.
+    pub(crate) fn tier(self, is_large: bool) -> Tier {
+        match self {
+            Self::Tiered if is_large => Tier::Baseline,
+            Self::Baseline => Tier::Baseline,
+            Self::Tiered | Self::Optimized => Tier::Optimized,
+        }
+    }
+}
+
 /// What may be set about the engine.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
+    /// Which tiers code is made in.
+    pub compiler: Compiler,
     /// Instances alive at once, per flavor without snapshot.
     pub max_instances_count: u32,
     /// Whether to allocate from a pool. Without it every instance maps and
@@ -156,6 +225,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            compiler: Compiler::default(),
             max_instances_count: DEFAULT_INSTANCES_COUNT,
             pooling: true,
             rewinds: true,
@@ -167,9 +237,22 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
-    /// Makes the engine of one flavor.
-    pub(crate) fn engine(&self, flavor: Flavor) -> Result<wasmtime::Engine, Error> {
+    /// Which tiers code is made in, as far as that is possible: debuggers know nothing of
+    /// baseline code.
+    pub(crate) fn compiler(&self) -> Compiler {
+        if Compiler::HAS_BASELINE && !self.debug_info { self.compiler } else { Compiler::Optimized }
+    }
+
+    /// Makes the engine of one kind.
+    pub(crate) fn engine(&self, EngineKind { flavor, tier }: EngineKind) -> Result<wasmtime::Engine, Error> {
         let mut config = Config::new();
+        let wasm_stack_bytes = match tier {
+            Tier::Optimized => WASM_STACK_BYTES,
+            Tier::Baseline => {
+                config.strategy(Strategy::Winch);
+                BASELINE_WASM_STACK_BYTES
+            }
+        };
         config.wasm_component_model(true);
         if flavor.is_concurrent() {
             config.wasm_component_model_async(true);
@@ -177,8 +260,8 @@ impl EngineConfig {
             config.concurrency_support(false);
         }
         config.epoch_interruption(true);
-        config.max_wasm_stack(WASM_STACK_BYTES);
-        config.async_stack_size(ASYNC_STACK_BYTES);
+        config.max_wasm_stack(wasm_stack_bytes);
+        config.async_stack_size(wasm_stack_bytes + HOST_STACK_BYTES);
         // Names of functions in a trap's backtrace come for free; file and line
         // only where a guest carries DWARF, and only when it traps.
         config.wasm_backtrace_details(WasmBacktraceDetails::Enable);

@@ -33,7 +33,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Store, UpdateDeadline};
 
-use crate::memory::MemoryPools;
+use crate::{engines::Engines, memory::MemoryPools};
 
 /// How often running guests look at the time, in milliseconds: the resolution of
 /// slices and time limits.
@@ -207,10 +207,7 @@ pub(crate) struct EpochTicker {
 }
 
 impl EpochTicker {
-    pub(crate) fn start(
-        engines: Vec<wasmtime::Engine>,
-        memories: Arc<MemoryPools>,
-    ) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(engines: Arc<Engines>, memories: Arc<MemoryPools>) -> std::io::Result<Arc<Self>> {
         let (stop, stopped) = mpsc::channel::<()>();
         let pulse = Pulse::new();
         let beats = pulse.clone();
@@ -236,7 +233,7 @@ impl EpochTicker {
                     }
                     state.is_slow.store(false, Ordering::SeqCst);
                 }
-                for engine in &engines {
+                for engine in engines.all() {
                     engine.increment_epoch();
                 }
                 if swept_at.elapsed() >= SWEEP_INTERVAL {

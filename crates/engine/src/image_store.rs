@@ -1,7 +1,10 @@
 //! Compiled images on disk.
 //!
 //! An image is a file `DIGEST-ENGINE-FLAVOR.cwasm`: the source's digest, the
-//! engine's compatibility hash, the flavor. Its contents are what Wasmtime
+//! engine's compatibility hash, the flavor; of the baseline tier it is one
+//! `DIGEST-ENGINE-FLAVOR-baseline.cwasm`. (The hash is that of the engine for optimized
+//! code, so that nobody has to make the other one to learn that there is no image; Wasmtime
+//! compares its own with what the file says.) Its contents are what Wasmtime
 //! serialised, then the initial contents of the component's memory if that is a
 //! snapshot (at the start of a page, so that it can be mapped), then the initial values
 //! of its variables, then a trailer:
@@ -57,8 +60,9 @@ use std::{
 use wasmtime::{Engine, component::Component};
 
 use crate::{
-    Digest, Error, FileIdentity, Flavor, SigningKey, VerifyingKey,
+    Digest, EngineKind, Error, FileIdentity, Flavor, SigningKey, Tier, VerifyingKey,
     code::Beginning,
+    engines::Engines,
     memory::{self, MemoryImage, Place, snapshot::Contents},
     signature::SIGNATURE_BYTES,
     source_index::SourceIndex,
@@ -85,6 +89,9 @@ const SIGNED_TRAILER_BYTES: usize = SIGNATURE_BYTES + SIGNED_MAGIC.len();
 
 /// Begins the names of files with code that images share.
 const CODE_PREFIX: &str = "code-";
+
+/// Ends the names of files of the baseline tier, before the extension.
+const BASELINE_SUFFIX: &str = "-baseline";
 
 /// How much of an image is read at once while its checksum is computed.
 const READ_BUFFER_BYTES: usize = 256 << 10;
@@ -193,7 +200,7 @@ type ShortDigest = [u8; 16];
 #[derive(Clone, Debug)]
 struct Verified {
     identity: FileIdentity,
-    flavor: Flavor,
+    kind: EngineKind,
     facts: Facts,
 }
 
@@ -249,21 +256,22 @@ impl ImageStore {
         self.key.is_some()
     }
 
-    /// Whether there is an image of a source that would be mapped, and its code. Reads
-    /// them unless they are known.
+    /// Whether there is an image of a source that would be mapped, and its code, both
+    /// optimized. Reads them unless they are known.
     pub fn has(&self, source: &Digest, engine: &crate::Engine) -> bool {
-        Flavor::ALL.into_iter().any(|flavor| {
-            let engine = engine.wasmtime(flavor);
-            self.load(source, engine, flavor).is_some_and(|found| match found.code {
+        Flavor::ALL.into_iter().map(Flavor::optimized).any(|kind| {
+            let engines = engine.engines();
+            self.load(source, engines, kind).is_some_and(|found| match found.code {
                 FoundCode::Own(_) => true,
-                FoundCode::Shared(code) => self.load_code(&code, engine, flavor).is_some(),
+                FoundCode::Shared(code) => self.load_code(&code, engines, kind).is_some(),
             })
         })
     }
 
-    /// Where the images of a source for an engine are or would be.
+    /// Where the optimized images of a source for an engine are or would be.
     pub fn paths(&self, source: &Digest, engine: &crate::Engine) -> Vec<PathBuf> {
-        Flavor::ALL.into_iter().map(|flavor| self.path(source, engine.wasmtime(flavor), flavor)).collect()
+        let kinds = Flavor::ALL.into_iter().map(Flavor::optimized);
+        kinds.map(|kind| self.path(source, engine.engines(), kind)).collect()
     }
 
     /// Where the code of an image is or would be in this store, if the image is one that
@@ -330,7 +338,7 @@ impl ImageStore {
         let (Ok(file), Some(flavor)) = (File::open(&path), Flavor::ALL.into_iter().find(is_of)) else {
             return false;
         };
-        match self.verify(Name::Code(code), path.clone(), file, flavor) {
+        match self.verify(Name::Code(code), path.clone(), file, flavor.optimized()) {
             Ok((sound, is_settled)) => {
                 if is_settled {
                     self.remember(Name::Code(code), sound.verified);
@@ -351,9 +359,9 @@ impl ImageStore {
         &self.sources
     }
 
-    /// The flavor of an image that was verified in this process.
-    pub(crate) fn verified_flavor(&self, source: &Digest) -> Option<Flavor> {
-        Some(self.known(Name::Image(source))?.flavor)
+    /// The kind of an image that was verified in this process.
+    pub(crate) fn verified_kind(&self, source: &Digest) -> Option<EngineKind> {
+        Some(self.known(Name::Image(source))?.kind)
     }
 
     fn known(&self, name: Name<'_>) -> Option<Verified> {
@@ -375,35 +383,51 @@ impl ImageStore {
 
     /// Maps an image if it was verified in this process and its file is still the
     /// same; `None` says nothing about whether there is one.
-    pub(crate) fn load_verified(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Found> {
-        map(self.open_known(Name::Image(source), engine, flavor)?, engine).ok()
+    pub(crate) fn load_verified(
+        &self,
+        source: &Digest,
+        engines: &Engines,
+        kind: EngineKind,
+    ) -> Option<Found> {
+        map(self.open_known(Name::Image(source), engines, kind)?, engines.get(kind).ok()?).ok()
     }
 
     /// The same for code that images share.
     pub(crate) fn load_verified_code(
         &self,
         code: &Digest,
-        engine: &Engine,
-        flavor: Flavor,
+        engines: &Engines,
+        kind: EngineKind,
     ) -> Option<SharedCode> {
-        map_code(&self.open_known(Name::Code(code), engine, flavor)?, engine).ok()
+        map_code(&self.open_known(Name::Code(code), engines, kind)?, engines.get(kind).ok()?).ok()
     }
 
-    fn open_known(&self, name: Name<'_>, engine: &Engine, flavor: Flavor) -> Option<Sound> {
-        let verified = self.known(name).filter(|known| known.flavor == flavor)?;
-        let path = self.path_of(name, engine, flavor);
+    fn open_known(&self, name: Name<'_>, engines: &Engines, kind: EngineKind) -> Option<Sound> {
+        let verified = self.known(name).filter(|known| known.kind == kind)?;
+        let path = self.path_of(name, engines, kind);
         let file = File::open(&path).ok()?;
         let is_same = FileIdentity::of(&file).ok()? == verified.identity;
         is_same.then_some(Sound { path, file, verified })
     }
 
-    /// Where the image of `source` for `engine` is or would be.
-    pub fn path(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> PathBuf {
-        self.path_of(Name::Image(source), engine, flavor)
+    /// Where the image of `source` for an engine is or would be.
+    pub(crate) fn path(&self, source: &Digest, engines: &Engines, kind: EngineKind) -> PathBuf {
+        self.path_of(Name::Image(source), engines, kind)
     }
 
-    fn path_of(&self, name: Name<'_>, engine: &Engine, flavor: Flavor) -> PathBuf {
-        self.folder.join(file_name(name, &self.compatibility(engine), flavor))
+    fn path_of(&self, name: Name<'_>, engines: &Engines, kind: EngineKind) -> PathBuf {
+        self.folder.join(file_name(name, &self.compatibility(engines.optimized(kind.flavor)), kind))
+    }
+
+    /// Removes what there is of a source in the baseline tier, and the code with it:
+    /// others that refer to it find optimized code of the same digest.
+    pub(crate) fn remove_baseline(&self, source: &Digest, engines: &Engines, flavor: Flavor) {
+        let path = self.path(source, engines, EngineKind { flavor, tier: Tier::Baseline });
+        // What cannot be removed takes room, and is not used.
+        if let Some(code) = self.code_path_of(&path) {
+            drop(fs::remove_file(code));
+        }
+        drop(fs::remove_file(path));
     }
 
     fn compatibility(&self, engine: &Engine) -> Arc<str> {
@@ -417,20 +441,20 @@ impl ImageStore {
     }
 
     /// Maps an image if the store holds a sound one; `None` if it must be compiled.
-    pub(crate) fn load(&self, source: &Digest, engine: &Engine, flavor: Flavor) -> Option<Found> {
-        self.load_with(Name::Image(source), engine, flavor, map)
+    pub(crate) fn load(&self, source: &Digest, engines: &Engines, kind: EngineKind) -> Option<Found> {
+        self.load_with(Name::Image(source), engines, kind, map)
     }
 
     /// Maps code that images share if the store holds it; `None` if it must be compiled.
-    pub(crate) fn load_code(&self, code: &Digest, engine: &Engine, flavor: Flavor) -> Option<SharedCode> {
-        self.load_with(Name::Code(code), engine, flavor, |sound, engine| map_code(&sound, engine))
+    pub(crate) fn load_code(&self, code: &Digest, engines: &Engines, kind: EngineKind) -> Option<SharedCode> {
+        self.load_with(Name::Code(code), engines, kind, |sound, engine| map_code(&sound, engine))
     }
 
     /// Whether instances of code can be rewound that this store has not, and another one
     /// lends, as it says itself.
-    pub(crate) fn lent_code(&self, code: &Digest, engine: &Engine, flavor: Flavor) -> Option<bool> {
-        let path =
-            self.lender.as_ref()?.join(file_name(Name::Code(code), &self.compatibility(engine), flavor));
+    pub(crate) fn lent_code(&self, code: &Digest, engines: &Engines, kind: EngineKind) -> Option<bool> {
+        let compatibility = self.compatibility(engines.optimized(kind.flavor));
+        let path = self.lender.as_ref()?.join(file_name(Name::Code(code), &compatibility, kind));
         let numbers = Trailer::read(&File::open(path).ok()?).ok()?;
         Some(numbers.can_rewind)
     }
@@ -438,11 +462,11 @@ impl ImageStore {
     fn load_with<T>(
         &self,
         name: Name<'_>,
-        engine: &Engine,
-        flavor: Flavor,
+        engines: &Engines,
+        kind: EngineKind,
         map: impl FnOnce(Sound, &Engine) -> Result<T, String>,
     ) -> Option<T> {
-        let path = self.path_of(name, engine, flavor);
+        let path = self.path_of(name, engines, kind);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -451,9 +475,9 @@ impl ImageStore {
                 return None;
             }
         };
-        let mapped = self.verify(name, path.clone(), file, flavor).and_then(|(sound, is_settled)| {
+        let mapped = self.verify(name, path.clone(), file, kind).and_then(|(sound, is_settled)| {
             let verified = is_settled.then(|| sound.verified.clone());
-            let mapped = map(sound, engine)?;
+            let mapped = map(sound, engines.get(kind).map_err(|error| error.to_string())?)?;
             if let Some(verified) = verified {
                 self.remember(name, verified);
             }
@@ -473,17 +497,17 @@ impl ImageStore {
         name: Name<'_>,
         path: PathBuf,
         mut file: File,
-        flavor: Flavor,
+        kind: EngineKind,
     ) -> Result<(Sound, bool), String> {
         let identity = FileIdentity::of(&file).map_err(|error| format!("it cannot be read: {error}"))?;
         let is_settled = identity.is_settled();
         let verified = match self.known(name) {
-            Some(known) if known.identity == identity && known.flavor == flavor => known,
+            Some(known) if known.identity == identity && known.kind == kind => known,
             _ => {
                 let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 let key = self.key.as_ref().map(|key| (key, file_name));
                 let (facts, _) = verify(&mut file, identity.size_bytes(), key)?;
-                Verified { identity, flavor, facts }
+                Verified { identity, kind, facts }
             }
         };
         Ok((Sound { path, file, verified }, is_settled))
@@ -493,46 +517,50 @@ impl ImageStore {
     pub(crate) fn insert(
         &self,
         source: &Digest,
-        engine: &Engine,
-        flavor: Flavor,
+        engines: &Engines,
+        kind: EngineKind,
         image: &Image<'_>,
     ) -> Result<(), Error> {
-        self.insert_as(Name::Image(source), engine, flavor, image)
+        self.insert_as(Name::Image(source), engines, kind, image)
     }
 
     /// The same for code that images share.
     pub(crate) fn insert_code(
         &self,
         code: &Digest,
-        engine: &Engine,
-        flavor: Flavor,
+        engines: &Engines,
+        kind: EngineKind,
         image: &Image<'_>,
     ) -> Result<(), Error> {
-        self.insert_as(Name::Code(code), engine, flavor, image)
+        self.insert_as(Name::Code(code), engines, kind, image)
     }
 
     fn insert_as(
         &self,
         name: Name<'_>,
-        engine: &Engine,
-        flavor: Flavor,
+        engines: &Engines,
+        kind: EngineKind,
         image: &Image<'_>,
     ) -> Result<(), Error> {
-        let path = self.path_of(name, engine, flavor);
+        let path = self.path_of(name, engines, kind);
         let (identity, facts) = write_atomically(&self.folder, &path, image)
             .map_err(|cause| Error::ImageStore { path, cause })?;
         // However young it is: nobody else writes to a file in place.
-        self.remember(name, Verified { identity, flavor, facts });
+        self.remember(name, Verified { identity, kind, facts });
         Ok(())
     }
 }
 
-fn file_name(name: Name<'_>, compatibility: &str, flavor: Flavor) -> String {
+fn file_name(name: Name<'_>, compatibility: &str, kind: EngineKind) -> String {
     let (prefix, digest) = match name {
         Name::Image(source) => ("", source),
         Name::Code(code) => (CODE_PREFIX, code),
     };
-    format!("{prefix}{digest}-{compatibility}-{}.cwasm", flavor.name())
+    let suffix = match kind.tier {
+        Tier::Optimized => "",
+        Tier::Baseline => BASELINE_SUFFIX,
+    };
+    format!("{prefix}{digest}-{compatibility}-{}{suffix}.cwasm", kind.flavor.name())
 }
 
 /// The name of the code that an image refers to: it is for the same engine and flavor.
@@ -559,7 +587,7 @@ fn short(digest: &Digest) -> ShortDigest {
 
 /// Maps an image.
 fn map(sound: Sound, engine: &Engine) -> Result<Found, String> {
-    let Sound { path, file, verified: Verified { identity, flavor, facts } } = sound;
+    let Sound { path, file, verified: Verified { identity, kind, facts } } = sound;
     let image_bytes = identity.size_bytes();
     if let Some(shared) = facts.shared {
         let place = facts.place.ok_or("its memory is not in it")?;
@@ -568,7 +596,7 @@ fn map(sound: Sound, engine: &Engine) -> Result<Found, String> {
         let memory = Some((image, facts.can_rewind));
         return Ok(Found { code: FoundCode::Shared(shared.code), memory, image_bytes });
     }
-    let component = map_component(&file, engine, flavor, image_bytes)?;
+    let component = map_component(&file, engine, kind.flavor, image_bytes)?;
     let memory = facts
         .place
         .map(|place| {
@@ -582,9 +610,9 @@ fn map(sound: Sound, engine: &Engine) -> Result<Found, String> {
 
 /// Maps code that images share.
 fn map_code(sound: &Sound, engine: &Engine) -> Result<SharedCode, String> {
-    let Verified { identity, flavor, facts } = &sound.verified;
+    let Verified { identity, kind, facts } = &sound.verified;
     let image_bytes = identity.size_bytes();
-    let component = map_component(&sound.file, engine, *flavor, image_bytes)?;
+    let component = map_component(&sound.file, engine, kind.flavor, image_bytes)?;
     Ok(SharedCode { component, can_rewind: facts.can_rewind, image_bytes })
 }
 
@@ -834,10 +862,12 @@ mod tests {
     use super::*;
     use crate::EngineConfig;
 
+    const PLAIN: EngineKind = EngineKind { flavor: Flavor::Plain, tier: Tier::Optimized };
+
     struct Fixture {
         _folder: tempfile::TempDir,
         store: ImageStore,
-        engine: Engine,
+        engines: Engines,
         digest: Digest,
         path: PathBuf,
     }
@@ -847,27 +877,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = ImageStore::open(folder.path().join("images")).unwrap();
         let config = EngineConfig { pooling: false, ..EngineConfig::default() };
-        let engine = config.engine(Flavor::Plain).unwrap();
+        let engines = Engines::new(&config).unwrap();
         let source = wat::parse_str("(component)").unwrap();
         let digest = Digest::of(&source);
-        let image = engine.precompile_component(&source).unwrap();
+        let image = engines.optimized(Flavor::Plain).precompile_component(&source).unwrap();
         store
             .insert(
                 &digest,
-                &engine,
-                Flavor::Plain,
+                &engines,
+                PLAIN,
                 &Image { code: ImageCode::Here(&image), contents: None, beginning: None, can_rewind: false },
             )
             .unwrap();
-        let path = store.path(&digest, &engine, Flavor::Plain);
-        Fixture { _folder: folder, store, engine, digest, path }
+        let path = store.path(&digest, &engines, PLAIN);
+        Fixture { _folder: folder, store, engines, digest, path }
     }
 
     impl Fixture {
         /// Whether a process that knows nothing yet loads the image.
         fn loads(&self) -> bool {
             let store = ImageStore::open(&self.store.folder).unwrap();
-            store.load(&self.digest, &self.engine, Flavor::Plain).is_some()
+            store.load(&self.digest, &self.engines, PLAIN).is_some()
         }
     }
 
@@ -879,9 +909,8 @@ mod tests {
     #[test]
     fn a_verified_image_is_not_read_again_until_its_file_changes() {
         let fixture = fixture();
-        let known = |store: &ImageStore| {
-            store.load_verified(&fixture.digest, &fixture.engine, Flavor::Plain).is_some()
-        };
+        let known =
+            |store: &ImageStore| store.load_verified(&fixture.digest, &fixture.engines, PLAIN).is_some();
         assert!(known(&fixture.store), "whoever wrote it knows it");
         let other = ImageStore::open(&fixture.store.folder).unwrap();
         assert!(!known(&other), "nobody else does");
@@ -935,13 +964,13 @@ mod tests {
         let stranger = SigningKey::open(&fixture._folder.path().join("other.key")).unwrap();
         let loads = |key: &SigningKey, digest: &Digest| {
             let store = ImageStore::open_signed(&folder, key.verifying_key()).unwrap();
-            store.load(digest, &fixture.engine, Flavor::Plain).is_some()
+            store.load(digest, &fixture.engines, PLAIN).is_some()
         };
         let signed = ImageStore::open_signed(&folder, key.verifying_key()).unwrap();
         assert!(signed.adopt(&fixture.path, &fixture.digest, &key).unwrap());
         assert!(loads(&key, &fixture.digest));
         assert!(!loads(&stranger, &fixture.digest));
-        let path = signed.path(&fixture.digest, &fixture.engine, Flavor::Plain);
+        let path = signed.path(&fixture.digest, &fixture.engines, PLAIN);
         let sound = fs::read(&path).unwrap();
         for position in (0..sound.len()).step_by(97).chain(sound.len() - SIGNED_TRAILER_BYTES..sound.len()) {
             let mut altered = sound.clone();
@@ -953,7 +982,7 @@ mod tests {
         fs::copy(&fixture.path, &path).unwrap();
         assert!(!loads(&key, &fixture.digest));
         let other = Digest::of(b"other");
-        fs::write(signed.path(&other, &fixture.engine, Flavor::Plain), &sound).unwrap();
+        fs::write(signed.path(&other, &fixture.engines, PLAIN), &sound).unwrap();
         assert!(!loads(&key, &other));
         assert!(signed.adopt(&fixture.path, &other, &key).is_err());
     }
@@ -962,10 +991,10 @@ mod tests {
     fn an_image_of_another_engine_is_not_loaded() {
         let fixture = fixture();
         let other = EngineConfig { pooling: false, debug_info: true, ..EngineConfig::default() };
-        let other = other.engine(Flavor::Plain).unwrap();
-        assert!(fixture.store.load(&fixture.digest, &other, Flavor::Plain).is_none());
+        let other = Engines::new(&other).unwrap();
+        assert!(fixture.store.load(&fixture.digest, &other, PLAIN).is_none());
         // Also when somebody renames it to what that engine looks for.
-        fs::copy(&fixture.path, fixture.store.path(&fixture.digest, &other, Flavor::Plain)).unwrap();
-        assert!(fixture.store.load(&fixture.digest, &other, Flavor::Plain).is_none());
+        fs::copy(&fixture.path, fixture.store.path(&fixture.digest, &other, PLAIN)).unwrap();
+        assert!(fixture.store.load(&fixture.digest, &other, PLAIN).is_none());
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use wasmtime::component::Component;
 
-use crate::{Digest, Flavor, MemoryPool, debugger::Registration, image_store::SharedCode};
+use crate::{Digest, EngineKind, MemoryPool, Tier, debugger::Registration, image_store::SharedCode};
 
 /// A compiled image that is mapped. Unmapped when it is dropped and the last of its
 /// instances is gone; whoever serves it keeps it.
@@ -19,7 +19,7 @@ pub struct MappedImage {
     /// The component, ready to be linked.
     pub component: Component,
     /// The engine it belongs to.
-    pub flavor: Flavor,
+    pub kind: EngineKind,
     /// Where its memory comes from, unless that is Wasmtime's pool. Instantiate
     /// within its [`MemoryPool::scope`].
     pub memory: Option<Arc<MemoryPool>>,
@@ -55,7 +55,7 @@ pub(crate) struct MappedCode {
     pub(crate) component: Component,
     pub(crate) can_rewind: bool,
     digest: Digest,
-    flavor: Flavor,
+    kind: EngineKind,
     image_bytes: u64,
     mapped: Weak<MappedImages>,
 }
@@ -75,7 +75,7 @@ pub struct MappedTotals {
 #[derive(Default)]
 pub(crate) struct MappedImages {
     by_digest: Mutex<HashMap<Digest, Weak<MappedImage>>>,
-    codes: Mutex<HashMap<(Digest, Flavor), Weak<MappedCode>>>,
+    codes: Mutex<HashMap<(Digest, EngineKind), Weak<MappedCode>>>,
     /// While a component is read, verified or compiled.
     components: Turns,
     /// While code is looked for and compiled that components share. Whoever has a turn
@@ -85,9 +85,10 @@ pub(crate) struct MappedImages {
     image_bytes: AtomicU64,
 }
 
-/// Whoever wants what somebody else is about to make waits for it.
+/// Whoever wants what somebody else is about to make waits for it; not who wants it in
+/// another tier, since to optimize takes long.
 #[derive(Default)]
-struct Turns(Mutex<HashMap<Digest, Arc<Mutex<()>>>>);
+struct Turns(Mutex<HashMap<(Digest, Tier), Arc<Mutex<()>>>>);
 
 /// A component as it was mapped or made.
 pub(crate) struct Parts {
@@ -111,18 +112,26 @@ impl MappedImages {
     }
 
     /// Takes in an image that was just mapped. If another one of the same source is
-    /// there already, that one is returned and the new one dropped.
-    pub(crate) fn insert(self: &Arc<Self>, parts: Parts, flavor: Flavor, digest: Digest) -> Arc<MappedImage> {
+    /// there already, that one is returned and the new one dropped; unless the new one is
+    /// optimized and the other is not, which those keep who have it.
+    pub(crate) fn insert(
+        self: &Arc<Self>,
+        parts: Parts,
+        kind: EngineKind,
+        digest: Digest,
+    ) -> Arc<MappedImage> {
         let Parts { component, code, memory, registration, image_bytes } = parts;
         let mut by_digest = self.by_digest();
-        if let Some(image) = by_digest.get(&digest).and_then(Weak::upgrade) {
+        if let Some(image) = by_digest.get(&digest).and_then(Weak::upgrade)
+            && (image.kind.tier == Tier::Optimized || kind.tier == Tier::Baseline)
+        {
             return image;
         }
         self.count(image_bytes);
         let image = Arc::new(MappedImage {
             component,
             memory,
-            flavor,
+            kind,
             digest,
             image_bytes,
             code,
@@ -134,8 +143,8 @@ impl MappedImages {
     }
 
     /// Code that some image has mapped.
-    pub(crate) fn code(&self, digest: &Digest, flavor: Flavor) -> Option<Arc<MappedCode>> {
-        lock(&self.codes).get(&(*digest, flavor))?.upgrade()
+    pub(crate) fn code(&self, digest: &Digest, kind: EngineKind) -> Option<Arc<MappedCode>> {
+        lock(&self.codes).get(&(*digest, kind))?.upgrade()
     }
 
     /// Takes in code that was just mapped. If it was mapped already, the new mapping is
@@ -143,28 +152,28 @@ impl MappedImages {
     pub(crate) fn insert_code(
         self: &Arc<Self>,
         SharedCode { component, can_rewind, image_bytes }: SharedCode,
-        flavor: Flavor,
+        kind: EngineKind,
         digest: Digest,
     ) -> Arc<MappedCode> {
         let mut codes = lock(&self.codes);
-        if let Some(code) = codes.get(&(digest, flavor)).and_then(Weak::upgrade) {
+        if let Some(code) = codes.get(&(digest, kind)).and_then(Weak::upgrade) {
             return code;
         }
         self.count(image_bytes);
         let mapped = Arc::downgrade(self);
-        let code = Arc::new(MappedCode { component, can_rewind, digest, flavor, image_bytes, mapped });
-        codes.insert((digest, flavor), Arc::downgrade(&code));
+        let code = Arc::new(MappedCode { component, can_rewind, digest, kind, image_bytes, mapped });
+        codes.insert((digest, kind), Arc::downgrade(&code));
         code
     }
 
-    /// Runs `load` while nobody else loads the same component.
-    pub(crate) fn alone<T>(&self, digest: Digest, load: impl FnOnce() -> T) -> T {
-        self.components.alone(digest, load)
+    /// Runs `load` while nobody else loads the same component, or makes it in this tier.
+    pub(crate) fn alone<T>(&self, digest: Digest, tier: Tier, load: impl FnOnce() -> T) -> T {
+        self.components.alone((digest, tier), load)
     }
 
-    /// Runs `make` while nobody else looks for or makes the same code.
-    pub(crate) fn alone_with_code<T>(&self, digest: Digest, make: impl FnOnce() -> T) -> T {
-        self.shared_codes.alone(digest, make)
+    /// Runs `make` while nobody else looks for or makes the same code in this tier.
+    pub(crate) fn alone_with_code<T>(&self, digest: Digest, tier: Tier, make: impl FnOnce() -> T) -> T {
+        self.shared_codes.alone((digest, tier), make)
     }
 
     fn count(&self, image_bytes: u64) {
@@ -183,15 +192,15 @@ impl MappedImages {
 }
 
 impl Turns {
-    fn alone<T>(&self, digest: Digest, work: impl FnOnce() -> T) -> T {
-        let turn = lock(&self.0).entry(digest).or_default().clone();
+    fn alone<T>(&self, key: (Digest, Tier), work: impl FnOnce() -> T) -> T {
+        let turn = lock(&self.0).entry(key).or_default().clone();
         let held = lock(&turn);
         let result = work();
         drop(held);
         let mut in_progress = lock(&self.0);
         // The map and this thread: nobody else waits.
         if Arc::strong_count(&turn) == 2 {
-            in_progress.remove(&digest);
+            in_progress.remove(&key);
         }
         result
     }
@@ -218,7 +227,7 @@ impl Drop for MappedCode {
         let Some(mapped) = self.mapped.upgrade() else { return };
         mapped.discount(self.image_bytes);
         let mut codes = lock(&mapped.codes);
-        let key = (self.digest, self.flavor);
+        let key = (self.digest, self.kind);
         if codes.get(&key).is_some_and(|code| code.strong_count() == 0) {
             codes.remove(&key);
         }

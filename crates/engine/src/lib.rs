@@ -19,18 +19,23 @@
 //!   the digest of the source and the engine's compatibility hash.
 //! - **flavor**: which of the engine's configurations a component runs on; see
 //!   [`Flavor`].
+//! - **tier**: whether its code is optimized ([`Tier`]). A flavor and a tier make an
+//!   [`EngineKind`]: each kind has a Wasmtime engine, linkers and images of its own.
 //!
 //! # Life of a component
 //!
 //! 1. [`Engine::load`] takes the source and computes its [`Digest`].
 //! 2. If the image store holds a compiled image of that digest for this engine,
-//!    its checksum is verified and the file is mapped: no parsing, no copy.
+//!    its checksum is verified and the file is mapped: no parsing, no copy. One with
+//!    optimized code is preferred.
 //! 3. Otherwise the source is normalized, validated and compiled on all cores,
 //!    written to the store under a temporary name and renamed, so that others see a
 //!    whole file or none. Then it is mapped as in 2. What is large and only begins with
 //!    something else than a component that was compiled before is not compiled again:
 //!    its image refers to the code of that one, which is mapped once for both
-//!    (`code.rs`).
+//!    (`code.rs`). With [`Compiler::Tiered`] what is large is compiled for the baseline
+//!    tier, a fifth of the time; the caller may have it optimized while it serves
+//!    ([`Engine::optimize`]), and takes the new code as any other new version.
 //! 4. The caller links it once (`Linker::instantiate_pre`) and makes instances
 //!    from it. Memory comes from Wasmtime's pool, or from ours ([`MemoryPool`]) where
 //!    it begins with much data or instances can be rewound: initial contents are
@@ -61,6 +66,7 @@ mod compile;
 mod config;
 mod debugger;
 mod digest;
+mod engines;
 mod epoch;
 mod error;
 mod file_identity;
@@ -78,7 +84,7 @@ mod split;
 mod threads;
 mod usage;
 
-pub use config::{EngineConfig, Flavor};
+pub use config::{Compiler, EngineConfig, EngineKind, Flavor, Tier};
 pub use digest::Digest;
 pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, SliceEnd, preempt};
 pub use error::Error;

@@ -1,6 +1,7 @@
 //! From source bytes to a component that can be instantiated.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fs::File,
     io::Read as _,
@@ -17,10 +18,12 @@ use std::{
 use wasmtime::component::Component;
 
 use crate::{
-    Digest, EngineConfig, Error, FileIdentity, Flavor, ImageStore, MappedImage, MappedTotals, Pulse,
+    Compiler, Digest, EngineConfig, EngineKind, Error, FileIdentity, Flavor, ImageStore, MappedImage,
+    MappedTotals, Pulse, Tier,
     code::Beginning,
-    compile,
+    compile::{self, Urgency},
     debugger::Registration,
+    engines::Engines,
     epoch::EpochTicker,
     image_store::{Found, FoundCode, Image, ImageCode, SharedCode},
     images::{MappedCode, MappedImages, Parts},
@@ -32,7 +35,8 @@ use crate::{
 /// Loads components, for all flavors, with one store of compiled images.
 #[derive(Clone)]
 pub struct Engine {
-    flavors: [wasmtime::Engine; Flavor::ALL.len()],
+    engines: Arc<Engines>,
+    compiler: Compiler,
     images: Option<ImageStore>,
     mapped: Arc<MappedImages>,
     memories: Arc<MemoryPools>,
@@ -76,7 +80,7 @@ impl Deref for LoadedComponent {
 
 /// An image that was just made.
 struct Made {
-    flavor: Flavor,
+    kind: EngineKind,
     code: MadeCode,
     contents: Option<Contents>,
     can_rewind: bool,
@@ -104,6 +108,24 @@ struct Known {
     bytes: Option<Vec<u8>>,
 }
 
+/// How an image is to be made.
+#[derive(Clone, Copy)]
+enum Wanted {
+    /// In the tier that the configuration says: somebody waits for it.
+    Soon,
+    /// Optimized, while others are served.
+    Optimized,
+}
+
+impl Wanted {
+    fn urgency(self) -> Urgency {
+        match self {
+            Self::Soon => Urgency::Awaited,
+            Self::Optimized => Urgency::Background,
+        }
+    }
+}
+
 impl Engine {
     /// Starts the engine. Without a store, components are compiled at every load.
     ///
@@ -111,18 +133,13 @@ impl Engine {
     /// [`Error::Configuration`] if the operating system refuses the address space
     /// of the pool or the thread that preempts guests.
     pub fn new(config: &EngineConfig, images: Option<ImageStore>) -> Result<Self, Error> {
-        let [plain, concurrent, plain_snapshot, concurrent_snapshot] = Flavor::ALL;
-        let flavors = [
-            config.engine(plain)?,
-            config.engine(concurrent)?,
-            config.engine(plain_snapshot)?,
-            config.engine(concurrent_snapshot)?,
-        ];
+        let engines = Arc::new(Engines::new(config)?);
         let memories = MemoryPools::new(config.rewinds);
-        let ticker = EpochTicker::start(flavors.to_vec(), memories.clone())
+        let ticker = EpochTicker::start(engines.clone(), memories.clone())
             .map_err(|cause| Error::Configuration { cause: cause.into() })?;
         Ok(Self {
-            flavors,
+            engines,
+            compiler: config.compiler(),
             images,
             mapped: Arc::default(),
             memories,
@@ -133,9 +150,14 @@ impl Engine {
         })
     }
 
-    /// The Wasmtime engine of a flavor, to make linkers and stores with.
+    /// The Wasmtime engine of a flavor for optimized code, to make linkers and stores with.
+    /// A component that was loaded knows its own.
     pub fn wasmtime(&self, flavor: Flavor) -> &wasmtime::Engine {
-        &self.flavors[flavor as usize]
+        self.engines.optimized(flavor)
+    }
+
+    pub(crate) fn engines(&self) -> &Engines {
+        &self.engines
     }
 
     /// What is mapped at the moment.
@@ -168,11 +190,13 @@ impl Engine {
         let image = match self.mapped.get(&digest) {
             Some(image) => image,
             None => {
-                let flavor = images.verified_flavor(&digest)?;
-                let engine = self.wasmtime(flavor);
-                let found = images.load_verified(&digest, engine, flavor)?;
-                self.insert(found, flavor, digest, |code| {
-                    self.code(code, flavor, || images.load_verified_code(code, engine, flavor))
+                let kind = images.verified_kind(&digest)?;
+                if !self.compiler.tiers().contains(&kind.tier) {
+                    return None;
+                }
+                let found = images.load_verified(&digest, &self.engines, kind)?;
+                self.insert(found, kind, digest, |code| {
+                    self.code(code, kind, || images.load_verified_code(code, &self.engines, kind))
                 })?
             }
         };
@@ -186,6 +210,37 @@ impl Engine {
     pub fn load_file(&self, path: &Path) -> Result<LoadedComponent, Error> {
         let known = self.know(path)?;
         self.load_source(path, &known, |_| {})
+    }
+
+    /// Loads a component with optimized code that was loaded from a file with code of the
+    /// baseline tier. If there is no such code, it is compiled: behind what is compiled
+    /// because somebody waits for it, who is not kept from it. The baseline code is removed
+    /// from the store; who has it mapped keeps it. `None` if the file was changed since.
+    ///
+    /// # Errors
+    /// As [`Engine::load_file`].
+    pub fn optimize(&self, path: &Path, digest: &Digest) -> Result<Option<LoadedComponent>, Error> {
+        let known = self.know(path)?;
+        if known.digest != *digest {
+            return Ok(None);
+        }
+        let optimized = self.mapped.alone(*digest, Tier::Optimized, || {
+            if let Some(loaded) = self.load_image(*digest, &[Tier::Optimized]) {
+                return Ok(Some(loaded));
+            }
+            let Known { digest: read, bytes, .. } = match known.bytes {
+                Some(_) => known,
+                None => self.read(path)?,
+            };
+            if read != *digest {
+                return Ok(None);
+            }
+            self.compile(&bytes.unwrap_or_default(), read, Wanted::Optimized, || {}).map(Some)
+        })?;
+        if let (Some(images), Some(optimized)) = (&self.images, &optimized) {
+            images.remove_baseline(digest, &self.engines, optimized.kind.flavor);
+        }
+        Ok(optimized)
     }
 
     /// Finds the digest of a file's content, by reading it if need be.
@@ -216,7 +271,7 @@ impl Engine {
     ) -> Result<LoadedComponent, Error> {
         let mut loaded = match &known.bytes {
             Some(bytes) => self.load_with_digest(bytes, known.digest, || before_compiling(bytes.len()))?,
-            None => match self.mapped.alone(known.digest, || self.load_image(known.digest)) {
+            None => match self.load_alone(known.digest) {
                 Some(loaded) => loaded,
                 None => {
                     let Known { digest, identity, bytes } = self.read(path)?;
@@ -230,20 +285,32 @@ impl Engine {
         Ok(loaded)
     }
 
+    /// An image that is there.
+    fn load_alone(&self, digest: Digest) -> Option<LoadedComponent> {
+        let tiers = self.compiler.tiers();
+        self.mapped.alone(digest, self.turn(), || self.load_image(digest, tiers))
+    }
+
+    /// Whoever loads a component takes a turn with those who make it, except with who
+    /// optimizes it.
+    fn turn(&self) -> Tier {
+        self.compiler.tier(true)
+    }
+
     fn load_with_digest(
         &self,
         source: &[u8],
         digest: Digest,
         before_compiling: impl FnOnce(),
     ) -> Result<LoadedComponent, Error> {
-        self.mapped.alone(digest, || {
-            if let Some(loaded) = self.load_image(digest) {
+        self.mapped.alone(digest, self.turn(), || {
+            if let Some(loaded) = self.load_image(digest, self.compiler.tiers()) {
                 return Ok(loaded);
             }
             if self.images.as_ref().is_some_and(ImageStore::is_signed) {
                 return Err(Error::Unsigned { reason: "it has to be compiled first".into() });
             }
-            self.compile(source, digest, before_compiling)
+            self.compile(source, digest, Wanted::Soon, before_compiling)
         })
     }
 
@@ -252,13 +319,14 @@ impl Engine {
         &self,
         source: &[u8],
         digest: Digest,
+        wanted: Wanted,
         before_compiling: impl FnOnce(),
     ) -> Result<LoadedComponent, Error> {
-        let made = self.make(source, digest, before_compiling)?;
-        let (flavor, origin) = (made.flavor, made.origin);
+        let made = self.make(source, digest, wanted, before_compiling)?;
+        let (kind, origin) = (made.kind, made.origin);
         let found = self.images.as_ref().and_then(|images| {
-            let found = images.load(&digest, self.wasmtime(flavor), flavor)?;
-            self.insert(found, flavor, digest, |code| self.find_code(code, flavor))
+            let found = images.load(&digest, &self.engines, kind)?;
+            self.insert(found, kind, digest, |code| self.find_code(code, kind))
         });
         let image = found.map_or_else(|| self.keep(made, digest), Ok)?;
         Ok(LoadedComponent { image, origin, source: None })
@@ -266,17 +334,24 @@ impl Engine {
 
     /// Makes an image of a source, and puts it into the store if there is one. Code that
     /// is there already is not compiled again.
-    fn make(&self, source: &[u8], digest: Digest, before_compiling: impl FnOnce()) -> Result<Made, Error> {
+    fn make(
+        &self,
+        source: &[u8],
+        digest: Digest,
+        wanted: Wanted,
+        before_compiling: impl FnOnce(),
+    ) -> Result<Made, Error> {
         let started = Instant::now();
         let (source, is_debugged) = (source.to_vec(), self.has_debug_info);
         let split = compile::beside(self.max_compile_time, move || Split::of(source, is_debugged))?;
         let mut made = match split.shares_code() {
-            true => self.make_sharing(split, before_compiling)?,
+            true => self.make_sharing(split, wanted, before_compiling)?,
             false => {
                 before_compiling();
-                let Compiled { flavor, code, contents, can_rewind, .. } = self.compile_split(split)?;
-                let origin = Origin::Compiled(Duration::ZERO);
-                Made { flavor, code: MadeCode::Own(code), contents, can_rewind, origin }
+                let (Compiled { flavor, code, contents, can_rewind, .. }, tier) =
+                    self.compile_split(split, wanted)?;
+                let (kind, origin) = (EngineKind { flavor, tier }, Origin::Compiled(Duration::ZERO));
+                Made { kind, code: MadeCode::Own(code), contents, can_rewind, origin }
             }
         };
         if let Some(images) = &self.images {
@@ -286,7 +361,7 @@ impl Engine {
             };
             let contents = made.contents.as_ref();
             let image = Image { code, contents, beginning, can_rewind: made.can_rewind };
-            images.insert(&digest, self.wasmtime(made.flavor), made.flavor, &image)?;
+            images.insert(&digest, &self.engines, made.kind, &image)?;
         }
         if let Origin::Shared(time) | Origin::Compiled(time) = &mut made.origin {
             *time = started.elapsed();
@@ -295,51 +370,80 @@ impl Engine {
     }
 
     /// The same for a component that may share its code with others.
-    fn make_sharing(&self, split: Split, before_compiling: impl FnOnce()) -> Result<Made, Error> {
+    fn make_sharing(
+        &self,
+        split: Split,
+        wanted: Wanted,
+        before_compiling: impl FnOnce(),
+    ) -> Result<Made, Error> {
         let Some(first) = split.candidate()? else {
             return Err(Error::Compile { message: "there is nothing to compile".into() });
         };
-        self.mapped.alone_with_code(first.digest, || {
+        let (turn, tiers) = match wanted {
+            Wanted::Soon => (self.turn(), self.compiler.tiers()),
+            Wanted::Optimized => (Tier::Optimized, [Tier::Optimized].as_slice()),
+        };
+        self.mapped.alone_with_code(first.digest, turn, || {
             let flavor = split.flavor.with_snapshot();
             let mut next = Some(first);
             while let Some(candidate) = next {
-                let mapped = self.find_code(&candidate.digest, flavor);
-                let can_rewind = match &mapped {
-                    Some(code) => Some(code.can_rewind),
-                    None => self.images.as_ref().and_then(|images| {
-                        images.lent_code(&candidate.digest, self.wasmtime(flavor), flavor)
-                    }),
-                };
-                if let Some(can_rewind) = can_rewind {
-                    let (digest, beginning) = (candidate.digest, candidate.beginning);
-                    let code = MadeCode::Shared(EnsuredCode { digest, beginning, mapped });
-                    let (contents, origin) = (split.into_contents(), Origin::Shared(Duration::ZERO));
-                    return Ok(Made { flavor, code, contents, can_rewind, origin });
+                for kind in tiers.iter().map(|tier| EngineKind { flavor, tier: *tier }) {
+                    let mapped = self.find_code(&candidate.digest, kind);
+                    let can_rewind = match &mapped {
+                        Some(code) => Some(code.can_rewind),
+                        None => self
+                            .images
+                            .as_ref()
+                            .and_then(|images| images.lent_code(&candidate.digest, &self.engines, kind)),
+                    };
+                    if let Some(can_rewind) = can_rewind {
+                        let (digest, beginning) = (candidate.digest, candidate.beginning);
+                        let code = MadeCode::Shared(EnsuredCode { digest, beginning, mapped });
+                        let (contents, origin) = (split.into_contents(), Origin::Shared(Duration::ZERO));
+                        return Ok(Made { kind, code, contents, can_rewind, origin });
+                    }
                 }
                 next = split.candidate_after(&candidate)?;
             }
             before_compiling();
-            let Compiled { flavor, code, contents, can_rewind, shared } = self.compile_split(split)?;
-            let origin = Origin::Compiled(Duration::ZERO);
+            let (Compiled { flavor, code, contents, can_rewind, shared }, tier) =
+                self.compile_split(split, wanted)?;
+            let (kind, origin) = (EngineKind { flavor, tier }, Origin::Compiled(Duration::ZERO));
             let code = match shared {
                 None => MadeCode::Own(code),
                 Some((digest, beginning)) => {
-                    let mapped = Some(self.keep_code(code, can_rewind, digest, flavor)?);
+                    let mapped = Some(self.keep_code(code, can_rewind, digest, kind)?);
                     MadeCode::Shared(EnsuredCode { digest, beginning, mapped })
                 }
             };
-            Ok(Made { flavor, code, contents, can_rewind, origin })
+            Ok(Made { kind, code, contents, can_rewind, origin })
         })
     }
 
-    fn compile_split(&self, split: Split) -> Result<Compiled, Error> {
-        let engines = self.flavors.clone();
-        compile::compile(self.max_compile_time, move || {
-            split.compile(|component, flavor| {
-                engines[flavor as usize]
+    /// Compiles, and tells in which tier.
+    fn compile_split(&self, split: Split, wanted: Wanted) -> Result<(Compiled, Tier), Error> {
+        let engines = self.engines.clone();
+        let tier = match wanted {
+            Wanted::Soon => self.compiler.tier(split.is_large()),
+            Wanted::Optimized => Tier::Optimized,
+        };
+        compile::compile(self.max_compile_time, wanted.urgency(), move || {
+            let made_in = Cell::new(tier);
+            let compiled = split.compile(|component, flavor| {
+                if tier == Tier::Baseline {
+                    match baseline(&engines, component, flavor) {
+                        Ok(code) => return Ok(code),
+                        // What is wrong with the component, the other compiler says.
+                        Err(error) => tracing::debug!("not compiled by the baseline compiler: {error:#}"),
+                    }
+                    made_in.set(Tier::Optimized);
+                }
+                engines
+                    .optimized(flavor)
                     .precompile_component(component)
                     .map_err(|error| explain_failure(component, &error))
-            })
+            })?;
+            Ok((compiled, made_in.get()))
         })
     }
 
@@ -349,29 +453,28 @@ impl Engine {
         code: Vec<u8>,
         can_rewind: bool,
         digest: Digest,
-        flavor: Flavor,
+        kind: EngineKind,
     ) -> Result<Arc<MappedCode>, Error> {
-        let engine = self.wasmtime(flavor);
         if let Some(images) = &self.images {
             let code = ImageCode::Here(&code);
             let image = Image { code, contents: None, beginning: None, can_rewind };
-            images.insert_code(&digest, engine, flavor, &image)?;
-            if let Some(code) = self.find_code(&digest, flavor) {
+            images.insert_code(&digest, &self.engines, kind, &image)?;
+            if let Some(code) = self.find_code(&digest, kind) {
                 return Ok(code);
             }
         }
         let image_bytes = code.len() as u64;
-        let component = deserialize(engine, &code)?;
-        Ok(self.mapped.insert_code(SharedCode { component, can_rewind, image_bytes }, flavor, digest))
+        let component = deserialize(self.engines.get(kind)?, &code)?;
+        Ok(self.mapped.insert_code(SharedCode { component, can_rewind, image_bytes }, kind, digest))
     }
 
     /// Maps an image that could not be stored.
     fn keep(&self, made: Made, digest: Digest) -> Result<Arc<MappedImage>, Error> {
-        let Made { flavor, code, contents, can_rewind, .. } = made;
+        let Made { kind, code, contents, can_rewind, .. } = made;
         let contents_bytes = contents.as_ref().map_or(0, |contents| contents.bytes.len() as u64);
         let (component, code, beginning, code_bytes) = match code {
             MadeCode::Own(code) => {
-                (deserialize(self.wasmtime(flavor), &code)?, None, None, code.len() as u64)
+                (deserialize(self.engines.get(kind)?, &code)?, None, None, code.len() as u64)
             }
             MadeCode::Shared(EnsuredCode { mapped: Some(code), beginning, .. }) => {
                 (code.component.clone(), Some(code), Some(beginning), 0)
@@ -388,42 +491,44 @@ impl Engine {
         let registration = self.has_debug_info.then(|| Registration::of(&component)).flatten();
         let image_bytes = code_bytes + contents_bytes;
         let parts = Parts { component, code, memory, registration, image_bytes };
-        Ok(self.mapped.insert(parts, flavor, digest))
+        Ok(self.mapped.insert(parts, kind, digest))
     }
 
-    /// An image that is mapped already, or is in the store and sound.
-    fn load_image(&self, digest: Digest) -> Option<LoadedComponent> {
+    /// An image of one of these tiers that is mapped already, or is in the store and sound.
+    fn load_image(&self, digest: Digest, tiers: &[Tier]) -> Option<LoadedComponent> {
         let loaded = |image| LoadedComponent { image, origin: Origin::Mapped, source: None };
-        if let Some(image) = self.mapped.get(&digest) {
+        if let Some(image) = self.mapped.get(&digest).filter(|image| tiers.contains(&image.kind.tier)) {
             return Some(loaded(image));
         }
         let images = self.images.as_ref()?;
-        Flavor::ALL.into_iter().find_map(|flavor| {
-            let found = images.load(&digest, self.wasmtime(flavor), flavor)?;
-            Some(loaded(self.insert(found, flavor, digest, |code| self.find_code(code, flavor))?))
+        let kinds =
+            tiers.iter().flat_map(|tier| Flavor::ALL.map(|flavor| EngineKind { flavor, tier: *tier }));
+        kinds.into_iter().find_map(|kind| {
+            let found = images.load(&digest, &self.engines, kind)?;
+            Some(loaded(self.insert(found, kind, digest, |code| self.find_code(code, kind))?))
         })
     }
 
     /// Code that is mapped already, or is in the store and sound.
-    fn find_code(&self, digest: &Digest, flavor: Flavor) -> Option<Arc<MappedCode>> {
-        self.code(digest, flavor, || self.images.as_ref()?.load_code(digest, self.wasmtime(flavor), flavor))
+    fn find_code(&self, digest: &Digest, kind: EngineKind) -> Option<Arc<MappedCode>> {
+        self.code(digest, kind, || self.images.as_ref()?.load_code(digest, &self.engines, kind))
     }
 
     fn code(
         &self,
         digest: &Digest,
-        flavor: Flavor,
+        kind: EngineKind,
         load: impl FnOnce() -> Option<SharedCode>,
     ) -> Option<Arc<MappedCode>> {
-        let mapped = self.mapped.code(digest, flavor);
-        mapped.or_else(|| Some(self.mapped.insert_code(load()?, flavor, *digest)))
+        let mapped = self.mapped.code(digest, kind);
+        mapped.or_else(|| Some(self.mapped.insert_code(load()?, kind, *digest)))
     }
 
     /// Takes in an image that was found; `None` if its code is not.
     fn insert(
         &self,
         found: Found,
-        flavor: Flavor,
+        kind: EngineKind,
         digest: Digest,
         find_code: impl FnOnce(&Digest) -> Option<Arc<MappedCode>>,
     ) -> Option<Arc<MappedImage>> {
@@ -438,7 +543,7 @@ impl Engine {
         let memory = memory.map(|(image, can_rewind)| self.memories.pool(image, can_rewind));
         let registration = self.has_debug_info.then(|| Registration::of(&component)).flatten();
         let parts = Parts { component, code, memory, registration, image_bytes };
-        Some(self.mapped.insert(parts, flavor, digest))
+        Some(self.mapped.insert(parts, kind, digest))
     }
 
     /// Loads several components at once, as many at a time as there are cores.
@@ -506,13 +611,19 @@ pub fn compile_file(
     folder: &Path,
     lender: Option<&Path>,
 ) -> Result<PathBuf, Error> {
-    let config = EngineConfig { max_instances_count: 1, ..config.clone() };
+    let compiler = Compiler::Optimized;
+    let config = EngineConfig { max_instances_count: 1, compiler, ..config.clone() };
     let images = ImageStore::open(folder)?.borrowing(lender);
     let engine = Engine::new(&config, Some(images.clone()))?;
     let (_, _, bytes) = read_source(source, config.max_source_bytes)?;
     let digest = Digest::of(&bytes);
-    let flavor = engine.make(&bytes, digest, || {})?.flavor;
-    Ok(images.path(&digest, engine.wasmtime(flavor), flavor))
+    let kind = engine.make(&bytes, digest, Wanted::Soon, || {})?.kind;
+    Ok(images.path(&digest, engine.engines(), kind))
+}
+
+/// Compiles for the baseline tier.
+fn baseline(engines: &Engines, component: &[u8], flavor: Flavor) -> wasmtime::Result<Vec<u8>> {
+    engines.get(EngineKind { flavor, tier: Tier::Baseline })?.precompile_component(component)
 }
 
 /// Code that lies in no file.
@@ -544,5 +655,181 @@ fn explain_failure(component: &[u8], error: &wasmtime::Error) -> Error {
     match validator.validate_all(component) {
         Err(invalid) => Error::Invalid { message: invalid.to_string() },
         Ok(_) => Error::Compile { message: format!("{error:#}") },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::{
+        fs,
+        task::{Context, Poll, Waker},
+    };
+
+    use wasmtime::{
+        Store, Trap,
+        component::{Instance, Linker},
+    };
+
+    use super::*;
+    use crate::{InstanceLimits, Limiter, code::LEAST_SHARED_BYTES, preempt};
+
+    /// A component that has no data to be kept apart. What makes it large is a section that
+    /// is only copied.
+    fn source(padding_bytes: usize, fields: &str) -> Vec<u8> {
+        let padding = "x".repeat(padding_bytes);
+        wat::parse_str(format!(
+            r#"(component
+                (@custom "padding" "{padding}")
+                (core module $module
+                    (memory (export "memory") 1)
+                    (table 1 funcref)
+                    (func (export "spin") (loop (br 0)))
+                    (func $recurse (export "recurse") (call $recurse))
+                    (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
+                    (func (export "past-the-end") (i32.store (i32.const 65536) (i32.const 1)))
+                    ;; Instances of it are not rewound.
+                    (func (export "set") (table.set (i32.const 0) (ref.null func)))
+                    {fields})
+                (core instance $instance (instantiate $module))
+                (func (export "spin") (canon lift (core func $instance "spin")))
+                (func (export "recurse") (canon lift (core func $instance "recurse")))
+                (func (export "grow") (param "pages" u32) (result s32)
+                    (canon lift (core func $instance "grow")))
+                (func (export "past-the-end") (canon lift (core func $instance "past-the-end"))))"#
+        ))
+        .unwrap()
+    }
+
+    /// Something that Winch does not compile.
+    const TAIL_CALL: &str = "(func $called) (func (return_call $called))";
+
+    fn engine(compiler: Compiler, images: Option<&Path>) -> Engine {
+        let config = EngineConfig { compiler, pooling: false, ..EngineConfig::default() };
+        Engine::new(&config, images.map(|folder| ImageStore::open(folder).unwrap())).unwrap()
+    }
+
+    fn tier(engine: &Engine, source: &[u8]) -> Tier {
+        engine.load(source).unwrap().kind.tier
+    }
+
+    #[test]
+    fn what_is_large_or_has_to_be_is_of_the_baseline_tier_if_it_can() {
+        let (small, large) = (source(0, ""), source(LEAST_SHARED_BYTES, ""));
+        let impossible = source(LEAST_SHARED_BYTES, TAIL_CALL);
+        let tiers = |compiler| {
+            let engine = engine(compiler, None);
+            [&small, &large, &impossible].map(|source| tier(&engine, source))
+        };
+        assert_eq!(tiers(Compiler::Optimized), [Tier::Optimized; 3]);
+        assert_eq!(tiers(Compiler::Tiered), [Tier::Optimized, Tier::Baseline, Tier::Optimized]);
+        assert_eq!(tiers(Compiler::Baseline), [Tier::Baseline, Tier::Baseline, Tier::Optimized]);
+        let debugged =
+            EngineConfig { compiler: Compiler::Baseline, debug_info: true, ..EngineConfig::default() };
+        assert_eq!(tier(&Engine::new(&debugged, None).unwrap(), &large), Tier::Optimized);
+    }
+
+    #[test]
+    fn what_is_invalid_is_so_for_both_compilers() {
+        let invalid = b"\0asm\x0d\0\x01\0 and no component";
+        let error = engine(Compiler::Baseline, None).load(invalid).unwrap_err();
+        assert_eq!(error.code(), engine(Compiler::Optimized, None).load(invalid).unwrap_err().code());
+    }
+
+    #[test]
+    fn an_image_of_the_baseline_tier_is_found_until_there_is_an_optimized_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, images) = (folder.path().join("app.wasm"), folder.path().join("images"));
+        let files = || {
+            let names = fs::read_dir(&images).unwrap().map(|entry| entry.unwrap().file_name());
+            let names = names.map(|name| name.into_string().unwrap());
+            names.filter(|name| name.ends_with(".cwasm")).collect::<Vec<_>>()
+        };
+        fs::write(&path, source(LEAST_SHARED_BYTES, "")).unwrap();
+        let tiered = || engine(Compiler::Tiered, Some(&images));
+        let made = tiered().load_file(&path).unwrap();
+        assert!(made.kind.tier == Tier::Baseline && matches!(made.origin, Origin::Compiled(_)));
+        assert!(files().iter().all(|name| name.ends_with("-plain-baseline.cwasm")), "{:?}", files());
+
+        let engine = tiered();
+        let baseline = engine.load_file(&path).unwrap();
+        assert!(baseline.kind.tier == Tier::Baseline && matches!(baseline.origin, Origin::Mapped));
+        let optimized = engine.optimize(&path, &baseline.digest).unwrap().unwrap();
+        assert!(optimized.kind.tier == Tier::Optimized && matches!(optimized.origin, Origin::Compiled(_)));
+        assert_eq!(files().len(), 1, "{:?}", files());
+
+        // Whoever loads it from now on, while the first one is still used, and after.
+        assert_eq!(engine.load_file(&path).unwrap().kind.tier, Tier::Optimized);
+        drop(baseline);
+        let again = engine.optimize(&path, &optimized.digest).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&again.image, &optimized.image));
+        for compiler in [Compiler::Tiered, Compiler::Optimized] {
+            let loaded = self::engine(compiler, Some(&images)).load_file(&path).unwrap();
+            assert!(loaded.kind.tier == Tier::Optimized && matches!(loaded.origin, Origin::Mapped));
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_changed_is_not_optimized() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.wasm");
+        fs::write(&path, source(LEAST_SHARED_BYTES, "")).unwrap();
+        let engine = engine(Compiler::Tiered, None);
+        let loaded = engine.load_file(&path).unwrap();
+        fs::write(&path, source(LEAST_SHARED_BYTES, "(func)")).unwrap();
+        assert!(engine.optimize(&path, &loaded.digest).unwrap().is_none());
+    }
+
+    struct Guest {
+        store: Store<Limiter>,
+        instance: Instance,
+    }
+
+    impl Guest {
+        fn new(loaded: &LoadedComponent) -> Self {
+            let engine = loaded.component.engine();
+            let limits = InstanceLimits { memory_bytes: 4 << 16, ..InstanceLimits::default() };
+            let mut store = Store::new(engine, Limiter::new(limits, None));
+            store.limiter(|limiter| limiter);
+            preempt(&mut store);
+            let linker = Linker::new(engine);
+            let instance = ready(linker.instantiate_async(&mut store, &loaded.component)).unwrap();
+            Self { store, instance: instance.unwrap() }
+        }
+
+        /// How a call ends that is polled once; nothing if it gave way.
+        fn trap(&mut self, name: &str) -> Option<Trap> {
+            let function = self.instance.get_typed_func::<(), ()>(&mut self.store, name).unwrap();
+            let error = ready(function.call_async(&mut self.store, ()))?.unwrap_err();
+            let trace = error.downcast_ref::<wasmtime::WasmBacktrace>().unwrap();
+            assert!(!trace.frames().is_empty());
+            Some(*error.downcast_ref().unwrap())
+        }
+    }
+
+    /// Polls once; nothing if that gave way.
+    fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+        match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ready) => Some(ready),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn limits_hold_for_code_of_both_tiers() {
+        for compiler in [Compiler::Optimized, Compiler::Baseline] {
+            let engine = engine(compiler, None);
+            let loaded = engine.load(&source(0, "")).unwrap();
+            engine.pulse().beat();
+            assert_eq!(Guest::new(&loaded).trap("spin"), None, "it is interrupted, whoever waits");
+            assert_eq!(Guest::new(&loaded).trap("recurse"), Some(Trap::StackOverflow));
+            assert_eq!(Guest::new(&loaded).trap("past-the-end"), Some(Trap::MemoryOutOfBounds));
+            let Guest { mut store, instance } = Guest::new(&loaded);
+            let grow = instance.get_typed_func::<(u32,), (i32,)>(&mut store, "grow").unwrap();
+            for (pages, answer) in [(3, 1), (1, -1)] {
+                assert_eq!(ready(grow.call_async(&mut store, (pages,))).unwrap().unwrap(), (answer,));
+            }
+        }
     }
 }

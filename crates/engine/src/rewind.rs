@@ -542,7 +542,7 @@ mod tests {
     use wasmtime::component::{ComponentNamedList, Lift, Linker, Lower};
 
     use super::*;
-    use crate::{Engine, EngineConfig, LoadedComponent, OneThread};
+    use crate::{Compiler, Engine, EngineConfig, LoadedComponent, OneThread};
 
     /// What is around the parts that a test is about.
     fn component(fields: &str, rest: &str) -> Vec<u8> {
@@ -609,7 +609,11 @@ mod tests {
 
     impl Guest {
         fn new(source: &[u8]) -> Self {
-            let config = EngineConfig { pooling: false, ..EngineConfig::default() };
+            Self::of(Compiler::Optimized, source)
+        }
+
+        fn of(compiler: Compiler, source: &[u8]) -> Self {
+            let config = EngineConfig { compiler, pooling: false, ..EngineConfig::default() };
             let loaded = Engine::new(&config, None).unwrap().load(source).unwrap();
             let memory = loaded.memory.as_ref().unwrap();
             assert!(memory.can_rewind());
@@ -619,7 +623,7 @@ mod tests {
             let linker = Linker::new(&engine);
             let (instance, lent) = run(memory.scope(linker.instantiate_async(&mut store, &loaded.component)));
             let instance = instance.unwrap();
-            let rewinder = Rewinder::new(&mut store, &instance, lent.unwrap(), loaded.flavor).unwrap();
+            let rewinder = Rewinder::new(&mut store, &instance, lent.unwrap(), loaded.kind.flavor).unwrap();
             Self { store, instance, rewinder, _loaded: loaded }
         }
 
@@ -643,14 +647,16 @@ mod tests {
 
     #[test]
     fn memory_and_globals_are_as_in_the_beginning() {
-        let mut guest = Guest::new(&component(GLOBALS, LIFTED));
-        for at in (0..4_u32 << 16).step_by(10_007) {
-            assert!(guest.is_new(at));
-            guest.call::<_, ()>("change", (at,));
-            assert!(!guest.is_new(at));
-            assert!(guest.rewind());
-            assert!(guest.is_new(at));
-            assert_eq!(guest.call::<_, (u32,)>("read", (100_u32,)).0, u32::from(b'b'));
+        for compiler in [Compiler::Optimized, Compiler::Baseline] {
+            let mut guest = Guest::of(compiler, &component(GLOBALS, LIFTED));
+            for at in (0..4_u32 << 16).step_by(10_007) {
+                assert!(guest.is_new(at));
+                guest.call::<_, ()>("change", (at,));
+                assert!(!guest.is_new(at));
+                assert!(guest.rewind());
+                assert!(guest.is_new(at));
+                assert_eq!(guest.call::<_, (u32,)>("read", (100_u32,)).0, u32::from(b'b'));
+            }
         }
     }
 

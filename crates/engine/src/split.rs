@@ -63,8 +63,13 @@ impl Split {
 
     /// Whether there may be another component with the same code.
     pub(crate) fn shares_code(&self) -> bool {
-        let is_large = |extracted: &Extracted| extracted.component.len() >= LEAST_SHARED_BYTES;
-        self.extracted.as_ref().is_some_and(is_large)
+        self.extracted.is_some() && self.is_large()
+    }
+
+    /// Whether it takes noticeable time to compile.
+    pub(crate) fn is_large(&self) -> bool {
+        let component = self.extracted.as_ref().map_or(&self.component, |extracted| &extracted.component);
+        component.len() >= LEAST_SHARED_BYTES
     }
 
     /// The code to look for first, and to compile rather than any other.

@@ -87,6 +87,6 @@ pub use host_name::{HostName, MAX_HOST_NAME_BYTES};
 pub use node::Node;
 pub use os_limits::{Allowed, machine_memory_bytes, raise_descriptor_limit};
 pub use release::{Release, ReleaseId, Releases, Staged, Swapped};
-pub use runtime::{AppState, LoadedApp, Runtime, TEST_COMPONENT_ID};
+pub use runtime::{AppState, LoadedApp, Provisional, Runtime, TEST_COMPONENT_ID};
 pub use settings::{AppSettings, Budget, NodeSettings, RuntimeSettings, VariableValue};
 pub use usage::{AppUsage, app_metrics};

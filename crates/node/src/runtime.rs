@@ -21,7 +21,10 @@ use wisp_capability::{
     variables::{self, Providers, Resolver},
     wasi::{self, LogSettings, LogSink, Logs, StandardStream, files},
 };
-use wisp_engine::{Engine, FileIdentity, ImageStore, InstanceLimits, LoadedComponent, MappedTotals, Origin};
+use wisp_engine::{
+    Compiler, Digest, Engine, FileIdentity, ImageStore, InstanceLimits, LoadedComponent, MappedTotals,
+    Origin, Tier,
+};
 use wisp_manifest::{
     allowed_hosts::{AllowedHost, AllowedHosts, BlockedNetworks},
     id::ComponentId,
@@ -94,6 +97,17 @@ pub struct LoadedApp {
     pub http: Arc<HttpApp>,
     /// The files that its components were loaded from, as they were.
     pub sources: Vec<(PathBuf, Option<FileIdentity>)>,
+    /// Components whose code is to be optimized.
+    pub provisional: Vec<Provisional>,
+}
+
+/// A component with code of the baseline tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provisional {
+    /// The component's id.
+    pub id: ComponentId,
+    path: PathBuf,
+    digest: Digest,
 }
 
 /// A component that is to be served, and how it is called.
@@ -332,13 +346,18 @@ impl Runtime {
                 .outcomes(outcomes.clone())
                 .release(settings.release);
         let mut errors = Vec::new();
-        let mut sources = inputs.clone();
+        let (mut sources, mut provisional) = (inputs.clone(), Vec::new());
         for ((wanted, loaded), provided) in wanted.iter().zip(loaded).zip(provided) {
             let component = wanted.component;
             let result = match (loaded, provided) {
                 (Ok(loaded), Ok(provided)) => {
                     report_compiling(&component.id, &loaded);
                     sources.push((wanted.path.clone(), loaded.source));
+                    let is_tiered = self.settings.engine.compiler == Compiler::Tiered;
+                    if is_tiered && loaded.kind.tier == Tier::Baseline {
+                        let (id, path, digest) = (component.id.clone(), wanted.path.clone(), loaded.digest);
+                        provisional.push(Provisional { id, path, digest });
+                    }
                     let kept: Arc<dyn Any + Send + Sync> = files.clone();
                     self.spec(app, settings, wanted, loaded, provided, &resolver, &local, kept)
                         .await
@@ -350,10 +369,18 @@ impl Runtime {
             errors.extend(result.err());
         }
         if errors.is_empty() {
-            Ok(LoadedApp { http: builder.build(app, &local), sources })
+            Ok(LoadedApp { http: builder.build(app, &local), sources, provisional })
         } else {
             Err(Errors(errors))
         }
+    }
+
+    /// Puts optimized code into an app, whose state and settings stay what they are.
+    ///
+    /// # Errors
+    /// If that code cannot be linked.
+    pub fn with_code(&self, app: &HttpApp, optimized: &LoadedComponent) -> Result<Arc<HttpApp>, Error> {
+        Ok(app.with_code(&self.linkers, optimized)?)
     }
 
     /// Does for an app what can be done before it is loaded: its components are
@@ -676,10 +703,26 @@ fn report_compiling(id: &ComponentId, loaded: &LoadedComponent) {
             let milliseconds = duration.as_millis();
             tracing::info!(component = %id, "ready in {milliseconds} ms; its code was compiled before");
         }
+        Origin::Compiled(duration) if loaded.kind.tier == Tier::Baseline => {
+            let seconds = duration.as_secs_f32();
+            tracing::info!(component = %id, "compiled in {seconds:.1} s by the baseline compiler");
+        }
         Origin::Compiled(duration) => {
             let seconds = duration.as_secs_f32();
             tracing::info!(component = %id, "compiled in {seconds:.1} s; later starts map the result");
         }
+    }
+}
+
+impl Provisional {
+    /// Has a component's code optimized; `None` if that is not possible any more, since its
+    /// file was changed. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// What is wrong with the component or the folder of images.
+    pub fn optimize(&self, engine: &Engine) -> Result<Option<LoadedComponent>, Error> {
+        let cause = |cause| Error::Component { component: self.id.to_string(), cause: Arc::new(cause) };
+        engine.optimize(&self.path, &self.digest).map_err(cause)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -57,21 +57,22 @@ pub trait LocalDispatch: Send + Sync {
 /// Where an app's trigger makes itself known to the app's components.
 ///
 /// Components are set up before the trigger that runs them, and the trigger
-/// owns them: so it is told later, and held weakly.
+/// owns them: so it is told later, and held weakly. Another one may take its place, which
+/// answers the same.
 #[derive(Clone, Default)]
 pub struct LocalSlot {
-    dispatch: Arc<OnceLock<Weak<dyn LocalDispatch>>>,
+    dispatch: Arc<RwLock<Option<Weak<dyn LocalDispatch>>>>,
 }
 
 impl LocalSlot {
-    /// Makes the trigger known. Only the first call counts.
+    /// Makes the trigger known.
     pub fn set(&self, dispatch: Weak<dyn LocalDispatch>) {
-        // A second trigger of the same app would answer the same.
-        drop(self.dispatch.set(dispatch));
+        *self.dispatch.write().unwrap_or_else(PoisonError::into_inner) = Some(dispatch);
     }
 
     pub(super) fn get(&self) -> Option<Arc<dyn LocalDispatch>> {
-        self.dispatch.get().and_then(Weak::upgrade)
+        let dispatch = self.dispatch.read().unwrap_or_else(PoisonError::into_inner);
+        dispatch.as_ref().and_then(Weak::upgrade)
     }
 }
 

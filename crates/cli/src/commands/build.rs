@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::{IsTerminal as _, stderr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -16,11 +16,12 @@ use wisp_develop::{
     optimize::{self, Report},
     test, verify,
 };
+use wisp_engine::EngineConfig;
 use wisp_manifest::App;
 use wisp_node::{Runtime, RuntimeSettings};
 
 use super::{
-    common::{Format, image_dir, unwrap_checked},
+    common::{CompilerFlag, Format, image_dir, unwrap_checked},
     packages::{Targets, fetched_anew},
     up::Up,
 };
@@ -89,6 +90,9 @@ pub(crate) struct Build {
     /// Do not write `spin-dependencies.wit` for components with dependencies.
     #[arg(long)]
     skip_generate_wits: bool,
+
+    #[command(flatten)]
+    compiler: CompilerFlag,
 }
 
 /// What is taken away of a component.
@@ -134,12 +138,49 @@ impl Build {
             Format::Plain => summary.optimized.iter().for_each(|report| output::data(&table(report))),
         }
         if !self.skip_checks && self.component_id.is_empty() {
-            check(&app, &self.from, self.skip_target_checks, self.update)?;
+            self.check(&app)?;
         }
         match up {
             Some(up) => up.run(),
             None => Ok(()),
         }
+    }
+
+    /// Links what was built, and names what is not granted. Nobody waits for optimized code
+    /// here: `wisp up` has it made while it serves.
+    fn check(&self, app: &App) -> Result<(), Error> {
+        if app.components.is_empty() {
+            return Ok(());
+        }
+        let runtime = Runtime::start(RuntimeSettings {
+            engine: EngineConfig {
+                compiler: self.compiler.compiler.into(),
+                pooling: false,
+                ..EngineConfig::default()
+            },
+            image_dir: Some(image_dir(None)),
+            ..RuntimeSettings::default()
+        })?;
+        verify::check_imports(&runtime, app).map_err(Error::Load)?;
+        if !self.skip_target_checks {
+            verify::check_targets(&runtime, app, &Targets::new(app, self.update)).map_err(Error::Several)?;
+        }
+        for missing in verify::not_granted(app, &self.from) {
+            let place = match missing.line {
+                Some(line) => format!("line {line} of the manifest, `[component.{}]`", missing.component),
+                None => format!("`[component.{}]`", missing.component),
+            };
+            output::warn(
+                &format!(
+                    "component `{}` imports {} (`{}`), but is not granted any",
+                    missing.component,
+                    missing.capability.title(),
+                    missing.import
+                ),
+                &format!("if it uses them, add `{}` below {place}", missing.capability.grant()),
+            );
+        }
+        Ok(())
     }
 }
 
@@ -213,38 +254,6 @@ pub(crate) fn build_tests(app: &App) -> Result<(), Error> {
     let result = test::build(app, output::has_color(), &progress);
     progress.clear();
     result.map(drop).map_err(Error::Several)
-}
-
-/// Links what was built, and names what is not granted.
-fn check(app: &App, manifest: &Path, skip_targets: bool, update: bool) -> Result<(), Error> {
-    if app.components.is_empty() {
-        return Ok(());
-    }
-    let runtime = Runtime::start(RuntimeSettings {
-        engine: super::up::default_engine(),
-        image_dir: Some(image_dir(None)),
-        ..RuntimeSettings::default()
-    })?;
-    verify::check_imports(&runtime, app).map_err(Error::Load)?;
-    if !skip_targets {
-        verify::check_targets(&runtime, app, &Targets::new(app, update)).map_err(Error::Several)?;
-    }
-    for missing in verify::not_granted(app, manifest) {
-        let place = match missing.line {
-            Some(line) => format!("line {line} of the manifest, `[component.{}]`", missing.component),
-            None => format!("`[component.{}]`", missing.component),
-        };
-        output::warn(
-            &format!(
-                "component `{}` imports {} (`{}`), but is not granted any",
-                missing.component,
-                missing.capability.title(),
-                missing.import
-            ),
-            &format!("if it uses them, add `{}` below {place}", missing.capability.grant()),
-        );
-    }
-    Ok(())
 }
 
 /// What is shown of a build: lines for what ended, on a terminal one for what goes on.

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
-use wisp_engine::EngineConfig;
+use wisp_engine::{Compiler, EngineConfig};
 use wisp_manifest::{App, Checked, Diagnostics, model::Limits};
 use wisp_node::composition::Composer;
 use wisp_trigger::http::{Ending, Listener, TlsFiles};
@@ -24,6 +24,31 @@ pub(crate) const SPARE_INSTANCES_COUNT: u32 = 128;
 pub(crate) enum Format {
     Plain,
     Json,
+}
+
+/// Which code is made of a component that was not compiled yet, as people write it.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompilerChoice {
+    Tiered,
+    Optimized,
+    Baseline,
+}
+
+impl From<CompilerChoice> for Compiler {
+    fn from(choice: CompilerChoice) -> Self {
+        match choice {
+            CompilerChoice::Tiered => Self::Tiered,
+            CompilerChoice::Optimized => Self::Optimized,
+            CompilerChoice::Baseline => Self::Baseline,
+        }
+    }
+}
+
+/// The flag of commands that compile and do not serve: for who tests Wisp.
+#[derive(Args)]
+pub(crate) struct CompilerFlag {
+    #[arg(long, value_name = "WHICH", env = "WISP_COMPILER", default_value = "tiered", hide = true)]
+    pub(crate) compiler: CompilerChoice,
 }
 
 /// Flags of both commands that serve: what nobody may exceed.

@@ -13,7 +13,7 @@ use wisp_manifest::{App, MANIFEST_FILE_NAME};
 
 use super::{
     build::{build_app, build_tests},
-    common::{Format, image_dir, parse_duration, unwrap_checked},
+    common::{CompilerFlag, Format, image_dir, parse_duration, unwrap_checked},
     packages::fetched,
 };
 use crate::{error::Error, output};
@@ -82,6 +82,9 @@ pub(crate) struct Test {
     /// Where compiled components are kept [default: `wisp` in the user's cache folder].
     #[arg(long, value_name = "DIR", env = "WISP_CACHE_DIR", hide_env_values = true)]
     cache_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    compiler: CompilerFlag,
 }
 
 impl Test {
@@ -139,6 +142,7 @@ impl Test {
             fail_fast: self.fail_fast,
             record: self.record,
             image_dir: Some(image_dir(self.cache_dir.as_deref())),
+            compiler: self.compiler.compiler.into(),
         };
         if self.list {
             return self.print_list(&test::list(app, &settings)?);

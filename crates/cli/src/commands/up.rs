@@ -3,25 +3,26 @@
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
 use clap::{Args, Parser};
 use wisp_capability::{variables, wasi::logs::Follow};
 use wisp_develop::build::Settings as BuildSettings;
-use wisp_engine::{EngineConfig, FileIdentity};
+use wisp_engine::{EngineConfig, FileIdentity, LoadedComponent, Origin};
 use wisp_image::client::ImageReference;
 use wisp_manifest::{App, RuntimeConfig, model::Reuse, runtime_config::Directory};
-use wisp_node::{AppSettings, AppState, Runtime, RuntimeSettings};
+use wisp_node::{AppSettings, AppState, LoadedApp, Provisional, Runtime, RuntimeSettings};
 use wisp_trigger::http::{
     AdmissionLimits, CommonsSettings, HttpApp, Listener, OneApp, Outcomes, Server, ServerConfig,
 };
 
 use super::build::build_app;
 use super::common::{
-    CeilingFlags, Format, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen, parse_pair,
-    stop_signal, unwrap_checked, user_cache_dir,
+    CeilingFlags, CompilerChoice, Format, SPARE_INSTANCES_COUNT, listener, parse_duration, parse_listen,
+    parse_pair, stop_signal, unwrap_checked, user_cache_dir,
 };
 use super::packages::fetched;
 use super::registry::pull_app;
@@ -235,6 +236,17 @@ struct EngineFlags {
     #[arg(long)]
     disable_pooling: bool,
 
+    /// How large components are compiled that were not yet: in a fifth of the time and, while
+    /// they are served, once more to run faster (`tiered`), or at once in one of these ways.
+    #[arg(
+        long,
+        value_name = "WHICH",
+        env = "WISP_COMPILER",
+        hide_env_values = true,
+        default_value = "tiered"
+    )]
+    compiler: CompilerChoice,
+
     /// Compile for gdb and lldb: breakpoints by lines of the guests' sources, their
     /// variables; slower (see docs/debugging.md).
     #[arg(long, alias = "debug-info")]
@@ -261,6 +273,17 @@ pub(crate) struct Started {
     settings: AppSettings,
     state: Arc<AppState>,
     outcomes: Arc<Outcomes>,
+    /// Nothing once nothing is swapped any more.
+    served: Arc<Mutex<Option<Served>>>,
+}
+
+/// What is being served.
+struct Served {
+    http: Arc<HttpApp>,
+    /// Components whose code is to be optimized.
+    provisional: Vec<Provisional>,
+    /// A thread does that.
+    is_optimizing: bool,
 }
 
 /// The files that an app was loaded from, as they were.
@@ -284,7 +307,7 @@ impl Up {
     }
 
     /// Does everything that comes before the first request.
-    pub(crate) fn start(&self) -> Result<(Started, Sources), Error> {
+    pub(crate) fn start(&self) -> Result<(Arc<Started>, Sources), Error> {
         let image = self.image();
         let app = self.app(image.as_ref())?;
         let runtime_config = self.runtime_config()?;
@@ -301,6 +324,7 @@ impl Up {
         wisp_telemetry::start("wisp-up")?;
         let runtime = Runtime::start(RuntimeSettings {
             engine: EngineConfig {
+                compiler: self.engine.compiler.into(),
                 max_instances_count: self.http.max_instances + SPARE_INSTANCES_COUNT,
                 pooling: !self.engine.disable_pooling,
                 rewinds: !self.engine.new_instances,
@@ -342,40 +366,121 @@ impl Up {
         self.announce(&listener, &loaded.http);
         let started = Started {
             server: Mutex::new(Some(Server::new(self.server_config(), vec![listener]))),
-            apps: Arc::new(OneApp::new(loaded.http, runtime.tracker().clone())),
+            apps: Arc::new(OneApp::new(loaded.http.clone(), runtime.tracker().clone())),
+            served: Arc::new(Mutex::new(Some(Served {
+                http: loaded.http,
+                provisional: loaded.provisional,
+                is_optimizing: false,
+            }))),
             runtime,
             // What is set before serving is not set again.
             settings: AppSettings { key_values: Vec::new(), sql_statements: Vec::new(), ..settings },
             state,
             outcomes,
         };
-        Ok((started, loaded.sources))
+        Ok((Arc::new(started), loaded.sources))
     }
 }
 
 impl Started {
     /// Answers requests until a signal says to stop.
-    pub(crate) fn serve(&self) -> Result<(), Error> {
+    pub(crate) fn serve(self: &Arc<Self>) -> Result<(), Error> {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(server) = server else { return Ok(()) };
         if let Some(export) = wisp_telemetry::export() {
             let commons = self.runtime.commons().clone();
             export.observe(move || wisp_node::app_metrics(&commons));
         }
+        self.optimize();
         let result = server.run(self.apps.clone(), stop_signal());
+        // The app's files go with the last hold on it, and are to be gone when this ends.
+        drop(lock(&self.served).take());
         self.runtime.flush_logs();
         wisp_telemetry::flush();
         Ok(result?)
     }
 
     /// Loads another version of the app, and answers later requests with it.
-    pub(crate) async fn swap(&self, app: &App) -> Result<Sources, Error> {
-        let loaded =
+    pub(crate) async fn swap(self: &Arc<Self>, app: &App) -> Result<Sources, Error> {
+        let LoadedApp { http, sources, provisional } =
             self.runtime.load(app, &self.settings, &self.state, &self.outcomes).await.map_err(Error::Load)?;
-        // Requests that run hold on to the one before.
-        drop(self.apps.replace(loaded.http));
-        Ok(loaded.sources)
+        if let Some(served) = &mut *lock(&self.served) {
+            served.put(&self.apps, http, provisional);
+        }
+        self.optimize();
+        Ok(sources)
     }
+
+    /// Has the code optimized that was made in a hurry, on another thread, and swaps it in.
+    fn optimize(self: &Arc<Self>) {
+        match &mut *lock(&self.served) {
+            Some(served) if !served.is_optimizing && !served.provisional.is_empty() => {
+                served.is_optimizing = true;
+            }
+            _ => return,
+        }
+        let (engine, served, this) =
+            (self.runtime.engine().clone(), self.served.clone(), Arc::downgrade(self));
+        let optimizing = move || {
+            loop {
+                // Not held while it is compiled.
+                let next = lock(&served).as_mut().and_then(Served::next_provisional);
+                let Some(next) = next else { return };
+                let optimized = next.optimize(&engine);
+                let mut served = lock(&served);
+                // Whoever ends the process waits for the lock: this is not the last hold.
+                let (Some(served), Some(started)) = (&mut *served, this.upgrade()) else { return };
+                if let Err(error) = started.take_in(served, &next, optimized) {
+                    tracing::warn!(component = %next.id, "its code is not optimized: {error}");
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("wisp-optimize".into()).spawn(optimizing) {
+            tracing::warn!("no code is optimized: {error}");
+        }
+    }
+
+    /// Swaps in a component's optimized code, unless another version was swapped in since.
+    fn take_in(
+        &self,
+        served: &mut Served,
+        component: &Provisional,
+        optimized: Result<Option<LoadedComponent>, wisp_node::Error>,
+    ) -> Result<(), wisp_node::Error> {
+        let Some(position) = served.provisional.iter().position(|one| one == component) else {
+            return Ok(());
+        };
+        served.provisional.remove(position);
+        let Some(optimized) = optimized? else { return Ok(()) };
+        let http = self.runtime.with_code(&served.http, &optimized)?;
+        let provisional = std::mem::take(&mut served.provisional);
+        served.put(&self.apps, http, provisional);
+        if let Origin::Compiled(duration) = optimized.origin {
+            let seconds = duration.as_secs_f32();
+            tracing::info!(component = %component.id, "optimized in {seconds:.1} s; later starts map the result");
+        }
+        Ok(())
+    }
+}
+
+impl Served {
+    fn put(&mut self, apps: &OneApp, http: Arc<HttpApp>, provisional: Vec<Provisional>) {
+        // Requests that run hold on to the one before.
+        drop(apps.replace(http.clone()));
+        self.http = http;
+        self.provisional = provisional;
+    }
+
+    /// What is to be optimized next; nothing ends the thread that does it.
+    fn next_provisional(&mut self) -> Option<Provisional> {
+        let next = self.provisional.first().cloned();
+        self.is_optimizing = next.is_some();
+        next
+    }
+}
+
+fn lock(served: &Mutex<Option<Served>>) -> MutexGuard<'_, Option<Served>> {
+    served.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Up {
@@ -502,11 +607,6 @@ impl Up {
             }
         }
     }
-}
-
-/// The engine of an app that is served by itself, as far as what it compiles is concerned.
-pub(crate) fn default_engine() -> EngineConfig {
-    EngineConfig { pooling: false, ..EngineConfig::default() }
 }
 
 fn read(path: &Path) -> Result<String, Error> {

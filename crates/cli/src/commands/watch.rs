@@ -93,7 +93,6 @@ impl Watch {
             result = self.build(&app);
         }
         let (started, loaded) = up.start()?;
-        let started = Arc::new(started);
         let mut edits = Loop {
             manifest,
             profile: self.profile.clone(),

@@ -47,4 +47,5 @@ mod sqlite;
 mod streaming;
 mod tenants;
 mod testing;
+mod tiers;
 mod variables;

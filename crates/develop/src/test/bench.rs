@@ -267,7 +267,7 @@ pub(super) fn load(common: &Common, path: &Path) -> Result<TestComponent, (Strin
     let loaded = engine
         .load_file(path)
         .map_err(|error| (format!("`{}` cannot be loaded: {error}", path.display()), error.hint()))?;
-    TestComponent::link(engine, common.runtime.linkers(), loaded).map_err(|message| {
+    TestComponent::link(common.runtime.linkers(), loaded).map_err(|message| {
         let hint = "a component with tests is one of the world `wisp:test/test@0.1.0`; `wisp test --wit` \
                     prints it";
         (format!("`{}` is no component with tests: {message}", path.display()), Some(hint.into()))

@@ -51,6 +51,7 @@ use std::{
 
 use http::header;
 use wisp_capability::{test_component::TestComponent, wasi::logs::Follow};
+use wisp_engine::{Compiler, EngineConfig};
 use wisp_manifest::{
     App, RuntimeConfig,
     allowed_hosts::BlockedNetworks,
@@ -102,6 +103,8 @@ pub struct Settings {
     pub record: bool,
     /// Where compiled images are kept; the one of `wisp up` saves compiling.
     pub image_dir: Option<PathBuf>,
+    /// Which tiers code is made in that was not compiled yet.
+    pub compiler: Compiler,
 }
 
 /// What became of all tests.
@@ -327,6 +330,7 @@ fn read(app: &App) -> Result<Files, Error> {
 fn start(app: &App, settings: &Settings) -> Result<Arc<Common>, Error> {
     let outputs = Arc::new(Outputs::default());
     let runtime = Runtime::start(RuntimeSettings {
+        engine: EngineConfig { compiler: settings.compiler, ..EngineConfig::default() },
         image_dir: settings.image_dir.clone(),
         runtime_config: runtime_config(app, settings.record),
         log_receiver: Some(outputs.clone()),

@@ -122,7 +122,9 @@ mod tests {
         (func (export "answer") (result u32) (canon lift (core func $instance "answer"))))"#;
 
     fn engine() -> Engine {
-        EngineConfig { pooling: false, ..EngineConfig::default() }.engine(Flavor::PlainSnapshot).unwrap()
+        EngineConfig { pooling: false, ..EngineConfig::default() }
+            .engine(Flavor::PlainSnapshot.optimized())
+            .unwrap()
     }
 
     fn is_mapped(path: &Path) -> bool {

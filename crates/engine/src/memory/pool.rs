@@ -973,7 +973,6 @@ mod tests {
     }
 
     struct Fixture {
-        engine: Engine,
         loaded: LoadedComponent,
     }
 
@@ -982,8 +981,8 @@ mod tests {
             let engine =
                 Engine::new(&EngineConfig { pooling: false, ..EngineConfig::default() }, None).unwrap();
             let loaded = engine.load(&wat::parse_str(source()).unwrap()).unwrap();
-            assert_eq!(loaded.flavor, Flavor::PlainSnapshot);
-            let fixture = Self { engine, loaded };
+            assert_eq!(loaded.kind.flavor, Flavor::PlainSnapshot);
+            let fixture = Self { loaded };
             fixture.ask();
             fixture
         }
@@ -998,7 +997,7 @@ mod tests {
         }
 
         fn guest(&self) -> Guest {
-            let engine = self.engine.wasmtime(self.loaded.flavor);
+            let engine = self.loaded.component.engine();
             guest(engine, &self.loaded)
         }
 
@@ -1152,7 +1151,7 @@ mod tests {
             for (loaded, (pages_count, at, fill)) in components.iter().zip(parameters) {
                 // Nobody asked for it of late.
                 loaded.memory.as_ref().unwrap().idle().asked = None;
-                let mut guest = guest(engine.wasmtime(loaded.flavor), loaded);
+                let mut guest = guest(loaded.component.engine(), loaded);
                 let size_bytes = pages_count << 16;
                 for address in (0..size_bytes).step_by(509).chain([size_bytes - 1]) {
                     let is_data = (at..at + 9_000).contains(&address);
@@ -1187,7 +1186,7 @@ mod tests {
     #[test]
     fn an_instantiation_outside_of_a_scope_is_refused() {
         let fixture = Fixture::new();
-        let engine = fixture.engine.wasmtime(fixture.loaded.flavor);
+        let engine = fixture.loaded.component.engine();
         let linker: Linker<()> = Linker::new(engine);
         let component: &Component = &fixture.loaded.component;
         assert!(run(linker.instantiate_async(&mut Store::new(engine, ()), component)).is_err());

@@ -10,9 +10,10 @@ use futures::future::{BoxFuture, FutureExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
 use http_body_util::BodyExt as _;
 use tokio_util::task::TaskTracker;
+use wasmtime::component::Linker;
 use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{
-    Linkers,
+    Host, Linkers,
     outbound_http::{LocalDispatch, LocalSlot, LocalTarget},
 };
 use wisp_engine::{Engine, LoadedComponent};
@@ -47,6 +48,8 @@ pub struct HttpApp {
     routes: RouteTable<Route>,
     components: Vec<(ComponentId, Arc<Component>)>,
     outcomes: Arc<Outcomes>,
+    /// Where its components' requests to each other find it.
+    slot: LocalSlot,
     local: OnceLock<Arc<dyn LocalDispatch>>,
 }
 
@@ -64,6 +67,7 @@ enum Target {
 }
 
 /// A response from the manifest, made once.
+#[derive(Clone)]
 struct StaticAnswer {
     status: StatusCode,
     headers: HeaderMap,
@@ -131,7 +135,7 @@ impl<'engine> HttpAppBuilder<'engine> {
         loaded: &LoadedComponent,
         executor: &Executor,
     ) -> Result<(), Error> {
-        let linker = linkers.get(loaded.flavor);
+        let linker = linker(linkers, id, loaded)?;
         Entry::link(linker, id.as_str(), loaded, executor, None).map(drop)
     }
 
@@ -140,7 +144,7 @@ impl<'engine> HttpAppBuilder<'engine> {
     /// # Errors
     /// If it exports no handler or several, or imports what is not provided.
     pub fn component(&mut self, id: &ComponentId, spec: ComponentSpec) -> Result<(), Error> {
-        let linker = self.linkers.get(spec.loaded.flavor);
+        let linker = linker(self.linkers, id, &spec.loaded)?;
         let executor = spec.executor.clone();
         let shared = (&self.commons, &self.account);
         let component = Component::new(self.engine, linker, id, spec, shared, self.tracker.clone())?;
@@ -175,7 +179,7 @@ impl<'engine> HttpAppBuilder<'engine> {
         }
         // Routes that another one shadows were reported when the manifest was read.
         let (routes, _shadowed) = RouteTable::new(routes);
-        let http_app = Arc::new(HttpApp {
+        HttpApp {
             name: app.name.clone(),
             account: self.account,
             release: self.release,
@@ -183,17 +187,77 @@ impl<'engine> HttpAppBuilder<'engine> {
             routes,
             components: self.components.into_iter().map(|(id, _, component)| (id, component)).collect(),
             outcomes: self.outcomes,
+            slot: local.clone(),
             local: OnceLock::new(),
-        });
-        let dispatch: Arc<dyn LocalDispatch> = Arc::new(Local(Arc::downgrade(&http_app)));
-        local.set(Arc::downgrade(&dispatch));
-        // The slot holds it weakly; the app keeps it alive.
-        drop(http_app.local.set(dispatch));
-        http_app
+        }
+        .known_to_itself()
     }
 }
 
+fn linker<'linkers>(
+    linkers: &'linkers Linkers,
+    id: &ComponentId,
+    loaded: &LoadedComponent,
+) -> Result<&'linkers Linker<Host>, Error> {
+    let refused = |error| Error::Link { component: id.to_string(), message: format!("{error:#}") };
+    linkers.of(loaded).map_err(refused)
+}
+
 impl HttpApp {
+    fn known_to_itself(self) -> Arc<Self> {
+        let app = Arc::new(self);
+        let dispatch: Arc<dyn LocalDispatch> = Arc::new(Local(Arc::downgrade(&app)));
+        app.slot.set(Arc::downgrade(&dispatch));
+        // The slot holds it weakly; the app keeps it alive.
+        drop(app.local.set(dispatch));
+        app
+    }
+
+    /// The same app with other code for those of its components that are of the same
+    /// source. All else is shared with this one, and what its components ask of each other
+    /// is answered by the other one from now on.
+    ///
+    /// # Errors
+    /// If that code cannot be linked.
+    pub fn with_code(&self, linkers: &Linkers, newer: &LoadedComponent) -> Result<Arc<Self>, Error> {
+        let mut components = Vec::with_capacity(self.components.len());
+        for (id, component) in &self.components {
+            let component = match *component.source() == newer.digest {
+                false => component.clone(),
+                true => {
+                    let linker = linker(linkers, id, newer)?;
+                    Arc::new(component.with_code(linker, id, newer.clone())?)
+                }
+            };
+            components.push((id.clone(), component));
+        }
+        let renewed = |component: &Arc<Component>| {
+            let position = self.components.iter().position(|(_, known)| Arc::ptr_eq(known, component));
+            position.map_or_else(|| component.clone(), |position| components[position].1.clone())
+        };
+        let routes = self.routes.iter().map(|(pattern, route)| {
+            let target = match &route.target {
+                Target::Component(component) => Target::Component(renewed(component)),
+                Target::Static(answer) => Target::Static(answer.clone()),
+            };
+            let headers = RouteHeaders::of(pattern);
+            (pattern.clone(), Route { headers, name: route.name.clone(), target })
+        });
+        let (routes, _shadowed) = RouteTable::new(routes);
+        let app = Self {
+            name: self.name.clone(),
+            account: self.account.clone(),
+            release: self.release,
+            version: self.version.clone(),
+            routes,
+            components,
+            outcomes: self.outcomes.clone(),
+            slot: self.slot.clone(),
+            local: OnceLock::new(),
+        };
+        Ok(app.known_to_itself())
+    }
+
     /// The routes and what answers each, in order of precedence.
     pub fn routes(&self) -> impl Iterator<Item = (&RoutePattern, &str)> {
         self.routes.iter().map(|(pattern, route)| (pattern, &*route.name))

@@ -9,8 +9,8 @@ use wasmtime::{Store, component::Linker};
 use wasmtime_wasi_http::WasiBody;
 use wisp_capability::{Grants, Host};
 use wisp_engine::{
-    Engine, Flavor, InstanceLimits, LentMemory, Limiter, LoadedComponent, MappedImage, OneThread, Pulse,
-    preempt,
+    Digest, Engine, Flavor, InstanceLimits, LentMemory, Limiter, LoadedComponent, MappedImage, OneThread,
+    Pulse, preempt,
 };
 use wisp_manifest::{
     id::ComponentId,
@@ -90,14 +90,15 @@ pub(super) struct Component {
     pub(super) account: Arc<Account>,
     pub(super) totals: Arc<Totals>,
     pub(super) pulse: Pulse,
-    engine: wasmtime::Engine,
     entry: Entry,
+    executor: Executor,
+    reuse: Option<Reuse>,
     limits: ComponentLimits,
     gate: Arc<Gate>,
     tracker: TaskTracker,
     /// The image stays mapped, and known to be, until the last request has ended.
     image: Arc<MappedImage>,
-    _kept: Arc<dyn Any + Send + Sync>,
+    kept: Arc<dyn Any + Send + Sync>,
 }
 
 impl Component {
@@ -111,9 +112,10 @@ impl Component {
     ) -> Result<Self, Error> {
         let entry = Entry::link(linker, id.as_str(), &spec.loaded, &spec.executor, spec.reuse)?;
         Ok(Self {
-            engine: engine.wasmtime(spec.loaded.flavor).clone(),
             pulse: engine.pulse().clone(),
             entry,
+            executor: spec.executor,
+            reuse: spec.reuse,
             gate: Gate::new(
                 commons.admission.clone(),
                 account.clone(),
@@ -126,8 +128,38 @@ impl Component {
             totals: account.totals(id),
             tracker,
             image: spec.loaded.image,
-            _kept: spec.kept,
+            kept: spec.kept,
         })
+    }
+
+    /// The same component with other code of the same source. Both count towards the same
+    /// limits.
+    pub(super) fn with_code(
+        &self,
+        linker: &Linker<Host>,
+        id: &ComponentId,
+        loaded: LoadedComponent,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            grants: self.grants.clone(),
+            commons: self.commons.clone(),
+            account: self.account.clone(),
+            totals: self.totals.clone(),
+            pulse: self.pulse.clone(),
+            entry: Entry::link(linker, id.as_str(), &loaded, &self.executor, self.reuse)?,
+            executor: self.executor.clone(),
+            reuse: self.reuse,
+            limits: self.limits,
+            gate: self.gate.clone(),
+            tracker: self.tracker.clone(),
+            image: loaded.image,
+            kept: self.kept.clone(),
+        })
+    }
+
+    /// The digest of what its code was made of.
+    pub(super) fn source(&self) -> &Digest {
+        &self.image.digest
     }
 
     /// What the host keeps for one request's instance.
@@ -143,7 +175,7 @@ impl Component {
 
     /// A store for a fresh instance, with every limit in force.
     pub(super) fn store(&self, host: Host, reply: &Reply) -> Store<Host> {
-        let mut store = Store::new(&self.engine, host);
+        let mut store = Store::new(self.image.component.engine(), host);
         store.data_mut().limiter = Limiter::new(self.limits.instance, Some(reply.ledger()))
             .with_extra(self.image.extra_memory_bytes());
         store.set_max_component_handles(self.limits.max_handles_count);
@@ -154,7 +186,7 @@ impl Component {
 
     /// Which engine its instances run on.
     pub(super) fn flavor(&self) -> Flavor {
-        self.image.flavor
+        self.image.kind.flavor
     }
 
     /// Runs an instantiation where it finds the component's memory, and answers with

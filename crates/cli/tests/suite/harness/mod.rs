@@ -290,6 +290,10 @@ pub(crate) fn wisp() -> Command {
             command.env_remove(&name);
         }
     }
+    // What is compiled in one test is there for all, and nothing is compiled beside them.
+    // `WISP_SUITE_COMPILER=baseline` runs them on code that is not optimized.
+    let compiler = std::env::var_os("WISP_SUITE_COMPILER").unwrap_or_else(|| "optimized".into());
+    command.env("WISP_COMPILER", compiler);
     // Most tests look for a part of a sentence, wherever lines end.
     command.env("COLUMNS", UNWRAPPED_COLUMNS);
     command
