@@ -88,7 +88,10 @@ pub(crate) struct MappedImages {
 /// Whoever wants what somebody else is about to make waits for it; not who wants it in
 /// another tier, since to optimize takes long.
 #[derive(Default)]
-struct Turns(Mutex<HashMap<(Digest, Tier), Arc<Mutex<()>>>>);
+struct Turns(Mutex<HashMap<Turn, Arc<Mutex<()>>>>);
+
+/// What is made, and in which tier.
+type Turn = (Digest, Tier);
 
 /// A component as it was mapped or made.
 pub(crate) struct Parts {
@@ -192,7 +195,7 @@ impl MappedImages {
 }
 
 impl Turns {
-    fn alone<T>(&self, key: (Digest, Tier), work: impl FnOnce() -> T) -> T {
+    fn alone<T>(&self, key: Turn, work: impl FnOnce() -> T) -> T {
         let turn = lock(&self.0).entry(key).or_default().clone();
         let held = lock(&turn);
         let result = work();

@@ -36,7 +36,7 @@ fn images(folder: PathBuf) -> Vec<String> {
     names
 }
 
-fn is_baseline(name: &String) -> bool {
+fn is_baseline(name: &str) -> bool {
     name.ends_with("-baseline.cwasm")
 }
 
@@ -79,7 +79,10 @@ fn baseline_code_is_served_at_once_and_optimized_code_takes_over_under_load() {
     let app = tiered(App::new("").arguments(["-f", "app.wasm"]).file("app.wasm", guest)).start();
     app.stderr.wait_for_text("by the baseline compiler");
     let names = images(app.path("cache/images"));
-    assert!(names.len() == 2 && names.iter().all(is_baseline), "the image and its code: {names:?}");
+    assert!(
+        names.len() == 2 && names.iter().all(|name| is_baseline(name)),
+        "the image and its code: {names:?}"
+    );
 
     let (answered, stop) = (Counter::default(), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -107,7 +110,7 @@ fn baseline_code_is_served_at_once_and_optimized_code_takes_over_under_load() {
     let app = app.stop();
     assert!(!stderr.text_at_end().contains("warning"), "{}", stderr.text());
     let names = images(app.path("cache/images"));
-    assert!(names.len() == 2 && !names.iter().any(is_baseline), "{names:?}");
+    assert!(names.len() == 2 && !names.iter().any(|name| is_baseline(name)), "{names:?}");
 
     let again = app.start();
     assert_eq!(again.get("/").expect(), "Hello, first!\n");
@@ -133,7 +136,7 @@ fn a_build_leaves_what_is_served_at_once_and_optimized_later() {
     let built = finish(build);
     assert!(built.status.success(), "{}", built.stderr);
     let names = images(app.path("cache/images"));
-    assert!(names.len() == 2 && names.iter().all(is_baseline), "{names:?}");
+    assert!(names.len() == 2 && names.iter().all(|name| is_baseline(name)), "{names:?}");
 
     let app = app.start();
     assert!(!app.stderr.text().contains("compiled"), "{}", app.stderr.text());
