@@ -139,7 +139,7 @@ impl Flavor {
 /// How good code is, and how long it takes to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
-    /// Made by Winch in a fifth of the time, and two to four times slower.
+    /// Made by Winch in a fifth of the time, and slower.
     Baseline,
     /// Made by Cranelift.
     Optimized,
