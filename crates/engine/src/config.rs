@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::{
-    Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy,
-    WasmBacktraceDetails,
+    Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm,
+    Strategy, WasmBacktraceDetails,
 };
 
 use crate::{Error, memory};
@@ -250,6 +250,10 @@ impl EngineConfig {
             Tier::Optimized => WASM_STACK_BYTES,
             Tier::Baseline => {
                 config.strategy(Strategy::Winch);
+                // Ways into functions that a table has are made by Cranelift, and half of all
+                // work: there are thousands, of a few instructions each.
+                config.cranelift_opt_level(OptLevel::None);
+                config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
                 BASELINE_WASM_STACK_BYTES
             }
         };

@@ -28,7 +28,7 @@ use crate::{
     image_store::{Found, FoundCode, Image, ImageCode, SharedCode},
     images::{MappedCode, MappedImages, Parts},
     memory::{MemoryImage, MemoryPools, snapshot::Contents},
-    split::{Compiled, Split},
+    split::{Candidate, Compiled, Split},
     threads::cores_count,
 };
 
@@ -349,7 +349,7 @@ impl Engine {
             false => {
                 before_compiling();
                 let (Compiled { flavor, code, contents, can_rewind, .. }, tier) =
-                    self.compile_split(split, wanted)?;
+                    self.compile_split(split, Vec::new(), wanted)?;
                 let (kind, origin) = (EngineKind { flavor, tier }, Origin::Compiled(Duration::ZERO));
                 Made { kind, code: MadeCode::Own(code), contents, can_rewind, origin }
             }
@@ -385,7 +385,7 @@ impl Engine {
         };
         self.mapped.alone_with_code(first.digest, turn, || {
             let flavor = split.flavor.with_snapshot();
-            let mut next = Some(first);
+            let (mut next, mut tried) = (Some(first), Vec::new());
             while let Some(candidate) = next {
                 for kind in tiers.iter().map(|tier| EngineKind { flavor, tier: *tier }) {
                     let mapped = self.find_code(&candidate.digest, kind);
@@ -404,10 +404,11 @@ impl Engine {
                     }
                 }
                 next = split.candidate_after(&candidate)?;
+                tried.push(candidate);
             }
             before_compiling();
             let (Compiled { flavor, code, contents, can_rewind, shared }, tier) =
-                self.compile_split(split, wanted)?;
+                self.compile_split(split, tried, wanted)?;
             let (kind, origin) = (EngineKind { flavor, tier }, Origin::Compiled(Duration::ZERO));
             let code = match shared {
                 None => MadeCode::Own(code),
@@ -421,7 +422,12 @@ impl Engine {
     }
 
     /// Compiles, and tells in which tier.
-    fn compile_split(&self, split: Split, wanted: Wanted) -> Result<(Compiled, Tier), Error> {
+    fn compile_split(
+        &self,
+        split: Split,
+        candidates: Vec<Candidate>,
+        wanted: Wanted,
+    ) -> Result<(Compiled, Tier), Error> {
         let engines = self.engines.clone();
         let tier = match wanted {
             Wanted::Soon => self.compiler.tier(split.is_large()),
@@ -429,7 +435,7 @@ impl Engine {
         };
         compile::compile(self.max_compile_time, wanted.urgency(), move || {
             let made_in = Cell::new(tier);
-            let compiled = split.compile(|component, flavor| {
+            let compiled = split.compile(candidates, |component, flavor| {
                 if tier == Tier::Baseline {
                     match baseline(&engines, component, flavor) {
                         Ok(code) => return Ok(code),

@@ -33,14 +33,15 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
 use wasm_encoder::{
     Alias, CanonicalFunctionSection, ComponentAliasSection, ComponentExportKind, ComponentExportSection,
     ComponentSection, ComponentTypeSection, Encode as _, ExportKind, InstanceSection, Module, ModuleArg,
     ModuleSection, Section as _,
 };
 use wasmparser::{
-    BinaryReader, CanonicalFunction, Instance, Operator, Parser, Payload, TypeRef, ValidPayload, Validator,
-    WasmFeatures,
+    BinaryReader, CanonicalFunction, FunctionBody, Instance, Operator, Parser, Payload, TypeRef,
+    ValidPayload, Validator, WasmFeatures,
 };
 use wasmtime::{
     Store,
@@ -270,7 +271,7 @@ fn counts(component: &[u8]) -> Result<Option<Counts>, Error> {
 /// Looks through a module; `None` if its instances cannot be rewound.
 fn facts(module: &[u8]) -> Result<Option<Facts>, Error> {
     let mut facts = Facts::default();
-    let mut sections_count = 0;
+    let (mut sections_count, mut bodies) = (0, Vec::new());
     for payload in Parser::new(0).parse_all(module) {
         let payload = payload.map_err(normalize::invalid)?;
         if let Some((id, _)) = payload.as_section() {
@@ -315,26 +316,33 @@ fn facts(module: &[u8]) -> Result<Option<Facts>, Error> {
                     }
                 }
             }
-            Payload::CodeSectionEntry(body) => {
-                let mut operators = body.get_operators_reader().map_err(normalize::invalid)?;
-                while !operators.eof() {
-                    match operators.read().map_err(normalize::invalid)? {
-                        Operator::TableSet { .. }
-                        | Operator::TableGrow { .. }
-                        | Operator::TableFill { .. }
-                        | Operator::TableCopy { .. }
-                        | Operator::TableInit { .. }
-                        | Operator::ElemDrop { .. }
-                        | Operator::DataDrop { .. } => return Ok(None),
-                        _ => {}
-                    }
-                }
-            }
+            Payload::CodeSectionEntry(body) => bodies.push(body),
             _ => {}
         }
     }
+    // Nearly all of a module: on all cores.
+    let changes =
+        bodies.par_iter().map(changes_what_stays).reduce(|| Ok(false), |one, other| Ok(one? | other?));
     facts.has_sections = sections_count == 4;
-    Ok(Some(facts))
+    Ok((!changes?).then_some(facts))
+}
+
+/// Whether a function has an instruction that changes a table or drops a segment.
+fn changes_what_stays(body: &FunctionBody<'_>) -> Result<bool, Error> {
+    let mut operators = body.get_operators_reader().map_err(normalize::invalid)?;
+    while !operators.eof() {
+        match operators.read().map_err(normalize::invalid)? {
+            Operator::TableSet { .. }
+            | Operator::TableGrow { .. }
+            | Operator::TableFill { .. }
+            | Operator::TableCopy { .. }
+            | Operator::TableInit { .. }
+            | Operator::ElemDrop { .. }
+            | Operator::DataDrop { .. } => return Ok(true),
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 /// A module with a function that sets its variables to their initial values. Those that

@@ -110,16 +110,19 @@ impl Split {
         self.extracted.map(|extracted| extracted.contents)
     }
 
-    /// Compiles it, with a function that does.
+    /// Compiles it, with a function that does. Of its candidates these are known already,
+    /// the first ones.
     ///
     /// # Errors
     /// What that function says, and if the component is malformed.
     pub(crate) fn compile(
         self,
+        candidates: Vec<Candidate>,
         compile: impl Fn(&[u8], Flavor) -> Result<Vec<u8>, Error>,
     ) -> Result<Compiled, Error> {
         let flavor = self.flavor.with_snapshot();
-        let mut next = self.candidate()?;
+        let mut known = candidates.into_iter();
+        let mut next = known.next().map_or_else(|| self.candidate(), |candidate| Ok(Some(candidate)))?;
         let mut last = None;
         while let Some(candidate) = next {
             if let Some(component) = rewind::prepare(&candidate.component, candidate.values)? {
@@ -133,7 +136,10 @@ impl Split {
                     shared,
                 });
             }
-            next = self.candidate_after(&candidate)?;
+            next = match known.next() {
+                None => self.candidate_after(&candidate)?,
+                candidate => candidate,
+            };
             last = Some(candidate);
         }
         if let Some(extracted) = self.extracted {
