@@ -431,12 +431,12 @@ impl Started {
                 // Whoever ends the process waits for the lock: this is not the last hold.
                 let (Some(served), Some(started)) = (&mut *served, this.upgrade()) else { return };
                 if let Err(error) = started.take_in(served, &next, optimized) {
-                    tracing::warn!(component = %next.id, "its code is not optimized: {error}");
+                    tracing::warn!(component = %next.id, "it goes on with baseline code, which is slower: {error}");
                 }
             }
         };
         if let Err(error) = thread::Builder::new().name("wisp-optimize".into()).spawn(optimizing) {
-            tracing::warn!("no code is optimized: {error}");
+            tracing::warn!("components go on with baseline code, which is slower: {error}");
         }
     }
 

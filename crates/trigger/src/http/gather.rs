@@ -121,7 +121,7 @@ pub(super) fn before_guest(now: Instant, expected: Duration) {
 /// A connection whose small writes wait.
 pub(super) struct Gathered {
     /// Reads into memory that was not cleared before, and knows after a read that got less
-    /// than it could that there is no more: both take as long as a tenth of the read.
+    /// than it could that there is no more, without asking the kernel again.
     reading: OwnedReadHalf,
     shared: Arc<Shared>,
 }
