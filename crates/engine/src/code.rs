@@ -13,6 +13,7 @@
 //! | the memory's size | in the image: how much larger it is than the code says |
 //! | initial values of variables (mutable globals) | in the image; in the code they are zero |
 //! | sections that say who made it | nowhere: they have no influence |
+//! | exported functions of its core modules that it does not use itself ([`core_exports`]) | nowhere: nobody else can |
 //! | all else, names of functions included | in the code |
 //!
 //! What is code and what is not follows from the component alone, so whoever compiles it
@@ -26,12 +27,15 @@
 //! before any code of the guest's own runs: components in which that begins earlier, or
 //! that cannot be rewound for another reason, keep the values in their code.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
-use wasm_encoder::{Encode as _, Section as _};
-use wasmparser::{ConstExpr, MemoryType, Operator, Parser, Payload, TypeRef};
+use wasm_encoder::{
+    Section as _,
+    reencode::{Reencode as _, RoundtripReencoder},
+};
+use wasmparser::{ConstExpr, ExternalKind, MemoryType, Operator, Parser, Payload, TypeRef};
 
-use crate::{Error, memory::snapshot::WASM_PAGE_BYTES, normalize};
+use crate::{Error, core_exports, memory::snapshot::WASM_PAGE_BYTES, normalize};
 
 /// Code of at least this size (as WebAssembly, without the snapshot) is kept apart. What
 /// is smaller compiles in less than half a second, and is mapped faster from one file
@@ -131,6 +135,8 @@ impl Number {
 /// If the component is malformed.
 pub(crate) fn separate(component: &[u8], takes_variables: bool) -> Result<Option<Code>, Error> {
     let Some(memory) = Memory::of(component)? else { return Ok(None) };
+    let used = core_exports::used(component)?;
+    let mut used = used.iter().flatten();
     let mut variables = Vec::new();
     let mut output = Vec::with_capacity(component.len());
     for section in normalize::sections(component) {
@@ -139,8 +145,11 @@ pub(crate) fn separate(component: &[u8], takes_variables: bool) -> Result<Option
             Payload::ModuleSection { unchecked_range, .. } => {
                 let module = normalize::nested(bytes, &unchecked_range);
                 output.push(CORE_MODULE_SECTION);
-                separate_module(module, memory.code_pages, takes_variables.then_some(&mut variables))?
-                    .encode(&mut output);
+                let variables = takes_variables.then_some(&mut variables);
+                let used = used.next();
+                normalize::with_length(&mut output, |output| {
+                    separate_module(module, memory.code_pages, used, variables, output)
+                })?;
             }
             Payload::CustomSection(section) if INERT_SECTIONS.contains(&section.name()) => {}
             _ => output.extend_from_slice(bytes),
@@ -195,14 +204,17 @@ impl Memory {
     }
 }
 
-/// A module as it is compiled; values of variables are added to `variables`.
+/// Writes a module as it is compiled; values of variables are added to `variables`. Of the
+/// functions that it exports, these are used; all that there are if that is not known.
 fn separate_module(
     module: &[u8],
     code_pages: u64,
+    used: Option<&HashSet<&str>>,
     mut variables: Option<&mut Vec<u8>>,
-) -> Result<Vec<u8>, Error> {
+    output: &mut Vec<u8>,
+) -> Result<(), Error> {
     let mut has_memory = false;
-    let mut output = wasm_encoder::Module::HEADER.to_vec();
+    output.extend_from_slice(&wasm_encoder::Module::HEADER);
     for payload in Parser::new(0).parse_all(module) {
         let payload = payload.map_err(normalize::invalid)?;
         let Some((id, range)) = payload.as_section() else { continue };
@@ -224,8 +236,24 @@ fn separate_module(
                     section.memory(with_pages(memory, code_pages.min(memory.initial)));
                 }
                 // With its identifier and its size.
-                section.append_to(&mut output);
+                section.append_to(output);
                 continue;
+            }
+            Payload::ExportSection(exports) => {
+                if let Some(used) = used {
+                    let mut section = wasm_encoder::ExportSection::new();
+                    for export in exports {
+                        let export = export.map_err(normalize::invalid)?;
+                        let is_function = matches!(export.kind, ExternalKind::Func | ExternalKind::FuncExact);
+                        if !is_function || used.contains(export.name) {
+                            let kind = RoundtripReencoder.export_kind(export.kind);
+                            let kind = kind.map_err(normalize::invalid)?;
+                            section.export(export.name, kind, export.index);
+                        }
+                    }
+                    section.append_to(output);
+                    continue;
+                }
             }
             Payload::GlobalSection(globals) if has_memory => {
                 if let Some(variables) = &mut variables {
@@ -242,9 +270,9 @@ fn separate_module(
             }
             _ => {}
         }
-        wasm_encoder::RawSection { id, data }.append_to(&mut output);
+        wasm_encoder::RawSection { id, data }.append_to(output);
     }
-    Ok(output)
+    Ok(())
 }
 
 /// A global that instructions may set and that begins as a number: where the expression
@@ -656,6 +684,23 @@ mod tests {
         assert!(!code.exists());
         fs::write(&code, sound).unwrap();
         assert!(loads(&one) && loads(&other));
+    }
+
+    #[test]
+    fn functions_that_the_component_does_not_use_are_not_exported() {
+        let exports = |component: &[u8]| {
+            let mut names = Vec::new();
+            for payload in Parser::new(0).parse_all(component) {
+                let Payload::ExportSection(exports) = payload.unwrap() else { continue };
+                names.extend(exports.into_iter().map(|export| export.unwrap().name.to_owned()));
+            }
+            names
+        };
+        let source = source(ONE, r#"(func (export "unused")) (table (export "table") 1 funcref)"#);
+        let code = separate(&source, true).unwrap().unwrap().component;
+        let left: Vec<_> =
+            exports(&source).into_iter().filter(|name| !exports(&code).contains(name)).collect();
+        assert_eq!(left, ["unused"]);
     }
 
     #[test]

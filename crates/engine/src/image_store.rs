@@ -35,9 +35,10 @@
 //! A checksum costs a read of the whole image, several times what mapping it does.
 //! So the store remembers the [`FileIdentity`] of each image that it verified, for as
 //! long as the process runs, and maps an image at once whose identity is still that.
-//! For the same reason it remembers the digests of sources by their identity, and
-//! this across starts: in `sources.index`, a list of fixed records beside the images
-//! (see [`SourceIndex`]).
+//! For the same reason it remembers the digests of sources by their identity. Both are
+//! remembered across starts, in `sources.index` and `verified.index`, lists of fixed records
+//! beside the images (see [`FileIndex`]); that an image was verified, until the operating
+//! system is started again, and not in a store of signed images.
 //!
 //! Both cost some 100 bytes an image in memory, whether it is mapped or not.
 //!
@@ -63,9 +64,10 @@ use crate::{
     Digest, EngineKind, Error, FileIdentity, Flavor, SigningKey, Tier, VerifyingKey,
     code::Beginning,
     engines::Engines,
+    file_index::FileIndex,
     memory::{self, MemoryImage, Place, snapshot::Contents},
     signature::SIGNATURE_BYTES,
-    source_index::SourceIndex,
+    threads,
 };
 
 /// Ends every whole image; the digit counts versions of the trailer.
@@ -93,12 +95,12 @@ const CODE_PREFIX: &str = "code-";
 /// Ends the names of files of the baseline tier, before the extension.
 const BASELINE_SUFFIX: &str = "-baseline";
 
-/// How much of an image is read at once while its checksum is computed.
-const READ_BUFFER_BYTES: usize = 256 << 10;
+/// From this size on an image's checksum is computed while it is written.
+const LARGE_BYTES: usize = 1 << 20;
 
 /// Counts changes to what is made of a source before it is compiled: an image made
 /// by an older version must not be found.
-const NORMALIZER_VERSION: u32 = 6;
+const NORMALIZER_VERSION: u32 = 7;
 
 /// What is written for one component.
 pub(crate) struct Image<'bytes> {
@@ -160,6 +162,9 @@ struct SharedFacts {
 /// The name of the list of sources whose digests are known.
 const SOURCE_INDEX_NAME: &str = "sources.index";
 
+/// The name of the list of images that were verified.
+const VERIFIED_INDEX_NAME: &str = "verified.index";
+
 /// A folder of compiled images. Several processes may share one.
 #[derive(Clone, Debug)]
 pub struct ImageStore {
@@ -168,7 +173,10 @@ pub struct ImageStore {
     key: Option<VerifyingKey>,
     verified: Arc<Known>,
     verified_codes: Arc<Known>,
-    sources: Arc<SourceIndex>,
+    sources: Arc<FileIndex>,
+    /// The checksums of images that were verified by earlier processes. Whoever could alter
+    /// an image could alter that as well: it is not there if images have to be signed.
+    verified_before: Option<Arc<FileIndex>>,
     /// Engines whose compatibility hash is known: a handful. To compute it takes longer
     /// than to open a file.
     engines: Arc<Mutex<Vec<KnownEngine>>>,
@@ -219,7 +227,8 @@ impl ImageStore {
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, Error> {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(|cause| Error::ImageStore { path: folder.clone(), cause })?;
-        let sources = Arc::new(SourceIndex::open(folder.join(SOURCE_INDEX_NAME)));
+        let sources = Arc::new(FileIndex::open(folder.join(SOURCE_INDEX_NAME)));
+        let verified_before = FileIndex::of_this_boot(folder.join(VERIFIED_INDEX_NAME)).map(Arc::new);
         let (verified, verified_codes) = (Arc::default(), Arc::default());
         Ok(Self {
             folder,
@@ -227,6 +236,7 @@ impl ImageStore {
             verified,
             verified_codes,
             sources,
+            verified_before,
             lender: None,
             engines: Arc::default(),
         })
@@ -238,7 +248,7 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::open`].
     pub fn open_signed(folder: impl Into<PathBuf>, key: VerifyingKey) -> Result<Self, Error> {
-        Ok(Self { key: Some(key), ..Self::open(folder)? })
+        Ok(Self { key: Some(key), verified_before: None, ..Self::open(folder)? })
     }
 
     /// A store whose images may refer to code in another store's folder.
@@ -355,7 +365,7 @@ impl ImageStore {
     }
 
     /// The digests of sources by their files' identity.
-    pub(crate) fn sources(&self) -> &SourceIndex {
+    pub(crate) fn sources(&self) -> &FileIndex {
         &self.sources
     }
 
@@ -500,13 +510,22 @@ impl ImageStore {
         kind: EngineKind,
     ) -> Result<(Sound, bool), String> {
         let identity = FileIdentity::of(&file).map_err(|error| format!("it cannot be read: {error}"))?;
-        let is_settled = identity.is_settled();
+        let mut is_settled = identity.is_settled();
         let verified = match self.known(name) {
             Some(known) if known.identity == identity && known.kind == kind => known,
             _ => {
                 let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 let key = self.key.as_ref().map(|key| (key, file_name));
-                let (facts, _) = verify(&mut file, identity.size_bytes(), key)?;
+                let before = self.verified_before.as_ref();
+                let known = before.and_then(|before| before.take(&identity));
+                let (facts, checksum) = verify(&mut file, identity.size_bytes(), key, known)?;
+                let checksum = Digest::from_bytes(checksum);
+                if known == Some(checksum) {
+                    // Whoever wrote it down was certain.
+                    is_settled = true;
+                } else if let (Some(before), true) = (before, is_settled) {
+                    before.write_down(&identity, checksum);
+                }
                 Verified { identity, kind, facts }
             }
         };
@@ -543,9 +562,12 @@ impl ImageStore {
         image: &Image<'_>,
     ) -> Result<(), Error> {
         let path = self.path_of(name, engines, kind);
-        let (identity, facts) = write_atomically(&self.folder, &path, image)
+        let (identity, facts, checksum) = write_atomically(&self.folder, &path, image)
             .map_err(|cause| Error::ImageStore { path, cause })?;
         // However young it is: nobody else writes to a file in place.
+        if let Some(before) = &self.verified_before {
+            before.write_down(&identity, Digest::from_bytes(*checksum.as_bytes()));
+        }
         self.remember(name, Verified { identity, kind, facts });
         Ok(())
     }
@@ -575,7 +597,7 @@ fn verify_made(image: &Path) -> Result<(Facts, File, [u8; blake3::OUT_LEN]), Err
     let mut file = File::open(image).map_err(failed)?;
     let length_bytes = file.metadata().map_err(failed)?.len();
     let (facts, checksum) =
-        verify(&mut file, length_bytes, None).map_err(|reason| Error::Unsigned { reason })?;
+        verify(&mut file, length_bytes, None, None).map_err(|reason| Error::Unsigned { reason })?;
     Ok((facts, file, checksum))
 }
 
@@ -638,40 +660,52 @@ fn map_component(
     }
 }
 
-/// Returns the identity of what was written, and what it says.
-fn write_atomically(folder: &Path, path: &Path, image: &Image<'_>) -> io::Result<(FileIdentity, Facts)> {
-    let file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
-    let mut writer = Hashing { file: file.as_file(), hasher: blake3::Hasher::new() };
+/// Returns the identity of what was written, what it says, and the checksum.
+fn write_atomically(
+    folder: &Path,
+    path: &Path,
+    image: &Image<'_>,
+) -> io::Result<(FileIdentity, Facts, blake3::Hash)> {
     let mut facts = Facts { can_rewind: image.can_rewind, ..Facts::default() };
-    let code_bytes = match &image.code {
-        ImageCode::Here(code) => {
-            writer.write_all(code)?;
-            code.len()
-        }
+    let code: &[u8] = match &image.code {
+        ImageCode::Here(code) => code,
         ImageCode::Shared(code) => {
             let beginning = image.beginning.cloned().unwrap_or_default();
             facts.shared = Some(Arc::new(SharedFacts { code: *code, beginning }));
-            0
+            &[]
         }
     };
+    let (mut padding, mut contents) = (Vec::new(), [].as_slice());
     if let Some(Contents { bytes, address }) = image.contents {
-        let start_bytes = code_bytes.next_multiple_of(memory::page_bytes());
-        writer.write_all(&vec![0; start_bytes - code_bytes])?;
-        writer.write_all(bytes)?;
+        let start_bytes = code.len().next_multiple_of(memory::page_bytes());
+        padding.resize(start_bytes - code.len(), 0);
+        contents = bytes;
         let (offset_bytes, length_bytes) = (start_bytes as u64, bytes.len());
         facts.place = Some(Place { offset_bytes, length_bytes, address: *address });
     }
-    if let Some(shared) = &facts.shared {
-        writer.write_all(&shared.beginning.variables)?;
-    }
-    writer.write_all(&Trailer::of(&facts).to_bytes())?;
-    let checksum = writer.hasher.finalize();
-    file.as_file().write_all(checksum.as_bytes())?;
-    file.as_file().write_all(TRAILER_MAGIC)?;
+    let variables = facts.shared.as_ref().map_or([].as_slice(), |shared| &shared.beginning.variables);
+    let trailer = Trailer::of(&facts).to_bytes();
+    let parts = [code, &padding, contents, variables, &trailer];
+
+    let temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+    let mut file = temporary.as_file();
+    let checksum = || {
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(part);
+        }
+        hasher.finalize()
+    };
+    let mut write = || parts.iter().try_for_each(|part| file.write_all(part));
+    let is_large = parts.iter().map(|part| part.len()).sum::<usize>() >= LARGE_BYTES;
+    let (checksum, written) = if is_large { threads::both(checksum, write) } else { (checksum(), write()) };
+    written?;
+    file.write_all(checksum.as_bytes())?;
+    file.write_all(TRAILER_MAGIC)?;
     // Not synced: what a power cut leaves of it fails its checksum and is compiled again,
     // while waiting for the disk would take longer than compiling a small component.
-    let file = file.persist(path)?;
-    Ok((FileIdentity::of(&file)?, facts))
+    let file = temporary.persist(path)?;
+    Ok((FileIdentity::of(&file)?, facts, checksum))
 }
 
 /// The facts as they are written.
@@ -771,65 +805,49 @@ impl Trailer {
     }
 }
 
-/// Writes to a file and computes its checksum.
-struct Hashing<'file> {
-    file: &'file File,
-    hasher: blake3::Hasher,
-}
-
-impl Hashing<'_> {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.hasher.update(bytes);
-        self.file.write_all(bytes)
-    }
-}
-
-/// Compares the file's checksum, and who signed it if a key is given; on success nothing
-/// but the compiler wrote it. Tells what it says about its component, and the checksum.
+/// Compares the file's checksum, unless it is known that it has this one, and who signed it
+/// if a key is given; on success nothing but the compiler wrote it. Tells what it says about
+/// its component, and the checksum.
 fn verify(
     file: &mut File,
     length_bytes: u64,
     key: Option<(&VerifyingKey, &str)>,
+    known: Option<Digest>,
 ) -> Result<(Facts, [u8; blake3::OUT_LEN]), String> {
     let read_error = |error: io::Error| format!("it cannot be read: {error}");
     let signature_bytes = if key.is_some() { SIGNED_TRAILER_BYTES } else { 0 };
     let Some(body_bytes) = length_bytes.checked_sub((TRAILER_BYTES + signature_bytes) as u64) else {
         return Err("it is truncated".into());
     };
-    let mut remaining_bytes = body_bytes;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; READ_BUFFER_BYTES];
-    while remaining_bytes > 0 {
-        let wanted = usize::try_from(remaining_bytes).unwrap_or(usize::MAX).min(buffer.len());
-        let count = file.read(&mut buffer[..wanted]).map_err(read_error)?;
-        if count == 0 {
-            return Err("it is truncated".into());
-        }
-        hasher.update(&buffer[..count]);
-        remaining_bytes -= count as u64;
-    }
     let mut facts = [0; FACTS_BYTES];
-    let mut rest = [0; TRAILER_BYTES - FACTS_BYTES];
-    file.read_exact(&mut facts).map_err(read_error)?;
-    file.read_exact(&mut rest).map_err(read_error)?;
-    hasher.update(&facts);
-    let (checksum, magic) = rest.split_at(blake3::OUT_LEN);
-    if magic != TRAILER_MAGIC {
+    let mut checksum = [0; blake3::OUT_LEN];
+    let mut magic = [0; TRAILER_MAGIC.len()];
+    let mut place_bytes = body_bytes;
+    for part in [facts.as_mut_slice(), &mut checksum, &mut magic] {
+        file.read_exact_at(part, place_bytes).map_err(read_error)?;
+        place_bytes += part.len() as u64;
+    }
+    if &magic != TRAILER_MAGIC {
         return Err("its trailer is missing".into());
     }
-    let computed = *hasher.finalize().as_bytes();
-    if checksum != computed {
-        return Err("its checksum differs".into());
+    if known.is_none_or(|known| *known.as_bytes() != checksum) {
+        let mut hasher = blake3::Hasher::new();
+        if hasher.update_reader(file.take(body_bytes)).map_err(read_error)?.count() < body_bytes {
+            return Err("it is truncated".into());
+        }
+        if checksum != *hasher.update(&facts).finalize().as_bytes() {
+            return Err("its checksum differs".into());
+        }
     }
     if let Some((key, name)) = key {
         let mut signed = [0; SIGNED_TRAILER_BYTES];
-        file.read_exact(&mut signed).map_err(read_error)?;
+        file.read_exact_at(&mut signed, place_bytes).map_err(read_error)?;
         let (signature, magic) = signed.split_at(SIGNATURE_BYTES);
-        if magic != SIGNED_MAGIC || !key.has_signed(name, &computed, signature) {
+        if magic != SIGNED_MAGIC || !key.has_signed(name, &checksum, signature) {
             return Err("it is not signed by this control plane".into());
         }
     }
-    Ok((Trailer::from_bytes(&facts).facts(file, body_bytes)?, computed))
+    Ok((Trailer::from_bytes(&facts).facts(file, body_bytes)?, checksum))
 }
 
 /// The engine's compatibility hash: its version, settings and the processor.
@@ -899,6 +917,39 @@ mod tests {
             let store = ImageStore::open(&self.store.folder).unwrap();
             store.load(&self.digest, &self.engines, PLAIN).is_some()
         }
+    }
+
+    #[test]
+    fn what_an_earlier_process_verified_is_not_read_again() {
+        let fixture = fixture();
+        let is_sound = |store: &ImageStore| {
+            let file = File::open(&fixture.path).unwrap();
+            store.verify(Name::Image(&fixture.digest), fixture.path.clone(), file, PLAIN).is_ok()
+        };
+        let another = || ImageStore::open(&fixture.store.folder).unwrap();
+        let checksum = || {
+            let bytes = fs::read(&fixture.path).unwrap();
+            let end = bytes.len() - TRAILER_MAGIC.len();
+            Digest::from_bytes(bytes[end - blake3::OUT_LEN..end].try_into().unwrap())
+        };
+        let identity = || FileIdentity::at(&fixture.path).unwrap();
+        let written = another().verified_before.unwrap().take(&identity());
+        assert_eq!(written, Some(checksum()), "whoever wrote it wrote that down");
+
+        // What was altered is noticed by whoever reads it, and by nobody else.
+        let mut bytes = fs::read(&fixture.path).unwrap();
+        bytes[100] ^= 1;
+        fs::write(&fixture.path, bytes).unwrap();
+        assert!(!is_sound(&another()));
+        another().verified_before.unwrap().write_down(&identity(), checksum());
+        assert!(is_sound(&another()));
+        another().verified_before.unwrap().write_down(&identity(), Digest::of(b"another checksum"));
+        assert!(!is_sound(&another()));
+
+        // Signed images are always read.
+        let key = SigningKey::open(&fixture.store.folder.join("image.key")).unwrap();
+        let signed = ImageStore::open_signed(&fixture.store.folder, key.verifying_key()).unwrap();
+        assert!(signed.verified_before.is_none());
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! From source bytes to a component that can be instantiated.
 
 use std::{
-    cell::Cell,
     collections::HashMap,
     fs::File,
     io::Read as _,
     ops::Deref,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -20,16 +19,16 @@ use wasmtime::component::Component;
 use crate::{
     Compiler, Digest, EngineConfig, EngineKind, Error, FileIdentity, Flavor, ImageStore, MappedImage,
     MappedTotals, Pulse, Tier,
-    code::Beginning,
-    compile::{self, Urgency},
+    code::{Beginning, LEAST_SHARED_BYTES},
+    compile::{self, Begun, Urgency},
     debugger::Registration,
     engines::Engines,
     epoch::EpochTicker,
     image_store::{Found, FoundCode, Image, ImageCode, SharedCode},
     images::{MappedCode, MappedImages, Parts},
     memory::{MemoryImage, MemoryPools, snapshot::Contents},
-    split::{Candidate, Compiled, Split},
-    threads::cores_count,
+    split::Split,
+    threads::{self, cores_count},
 };
 
 /// Loads components, for all flavors, with one store of compiled images.
@@ -104,8 +103,15 @@ struct EnsuredCode {
 struct Known {
     digest: Digest,
     identity: Option<FileIdentity>,
-    /// Its bytes, if they had to be read.
-    bytes: Option<Vec<u8>>,
+    /// Its content, if it had to be read.
+    source: Option<Source>,
+}
+
+/// The content of a source.
+struct Source {
+    bytes: Arc<Vec<u8>>,
+    /// If taking it apart was begun before it was known whether that is needed.
+    begun: Mutex<Option<Begun<Split>>>,
 }
 
 /// How an image is to be made.
@@ -115,6 +121,12 @@ enum Wanted {
     Soon,
     /// Optimized, while others are served.
     Optimized,
+}
+
+impl Source {
+    fn begun(&self) -> MutexGuard<'_, Option<Begun<Split>>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Wanted {
@@ -176,7 +188,9 @@ impl Engine {
     /// By the step that failed: not WebAssembly, invalid, cannot be adapted, does
     /// not compile, cannot be stored.
     pub fn load(&self, source: &[u8]) -> Result<LoadedComponent, Error> {
-        self.load_with_digest(source, Digest::of(source), || {})
+        let digest = Digest::of(source);
+        let source = Source { bytes: Arc::new(source.to_vec()), begun: Mutex::default() };
+        self.load_with_digest(&source, digest, || {})
     }
 
     /// Loads a component from a file, if that takes neither reading it nor verifying
@@ -228,14 +242,14 @@ impl Engine {
             if let Some(loaded) = self.load_image(*digest, &[Tier::Optimized]) {
                 return Ok(Some(loaded));
             }
-            let Known { digest: read, bytes, .. } = match known.bytes {
-                Some(_) => known,
-                None => self.read(path)?,
+            let (source, read) = match known.source {
+                Some(source) => (source, known.digest),
+                None => self.read(path).map(|(source, known)| (source, known.digest))?,
             };
             if read != *digest {
                 return Ok(None);
             }
-            self.compile(&bytes.unwrap_or_default(), read, Wanted::Optimized, || {}).map(Some)
+            self.compile(&source, read, Wanted::Optimized, || {}).map(Some)
         })?;
         if let (Some(images), Some(optimized)) = (&self.images, &optimized) {
             images.remove_baseline(digest, &self.engines, optimized.kind.flavor);
@@ -249,18 +263,29 @@ impl Engine {
             && let Ok(identity) = FileIdentity::at(path)
             && let Some(digest) = images.sources().digest(&identity)
         {
-            return Ok(Known { digest, identity: Some(identity), bytes: None });
+            return Ok(Known { digest, identity: Some(identity), source: None });
         }
-        self.read(path)
+        let (source, known) = self.read(path)?;
+        Ok(Known { source: Some(source), ..known })
     }
 
-    fn read(&self, path: &Path) -> Result<Known, Error> {
+    fn read(&self, path: &Path) -> Result<(Source, Known), Error> {
         let (identity, is_settled, bytes) = read_source(path, self.max_source_bytes)?;
-        let digest = Digest::of(&bytes);
+        let source = Source { bytes: Arc::new(bytes), begun: Mutex::default() };
+        // A person waits. That there is an image of what was never read is rare.
+        if self.compiler == Compiler::Tiered && source.bytes.len() >= LEAST_SHARED_BYTES {
+            source.begun().replace(self.take_apart(&source)?);
+        }
+        let digest = Digest::of(&source.bytes);
         if let (Some(images), true) = (&self.images, is_settled) {
             images.sources().insert(&identity, digest);
         }
-        Ok(Known { digest, identity: Some(identity), bytes: Some(bytes) })
+        Ok((source, Known { digest, identity: Some(identity), source: None }))
+    }
+
+    fn take_apart(&self, source: &Source) -> Result<Begun<Split>, Error> {
+        let (bytes, is_debugged) = (source.bytes.clone(), self.has_debug_info);
+        compile::beside(move || Split::of(bytes, is_debugged))
     }
 
     fn load_source(
@@ -269,20 +294,20 @@ impl Engine {
         known: &Known,
         before_compiling: impl FnOnce(usize),
     ) -> Result<LoadedComponent, Error> {
-        let mut loaded = match &known.bytes {
-            Some(bytes) => self.load_with_digest(bytes, known.digest, || before_compiling(bytes.len()))?,
+        let load = |source: &Source, digest| {
+            self.load_with_digest(source, digest, || before_compiling(source.bytes.len()))
+        };
+        let (loaded, identity) = match &known.source {
+            Some(source) => (load(source, known.digest)?, known.identity),
             None => match self.load_alone(known.digest) {
-                Some(loaded) => loaded,
+                Some(loaded) => (loaded, known.identity),
                 None => {
-                    let Known { digest, identity, bytes } = self.read(path)?;
-                    let bytes = bytes.unwrap_or_default();
-                    let loaded = self.load_with_digest(&bytes, digest, || before_compiling(bytes.len()))?;
-                    return Ok(LoadedComponent { source: identity, ..loaded });
+                    let (source, Known { digest, identity, .. }) = self.read(path)?;
+                    (load(&source, digest)?, identity)
                 }
             },
         };
-        loaded.source = known.identity;
-        Ok(loaded)
+        Ok(LoadedComponent { source: identity, ..loaded })
     }
 
     /// An image that is there.
@@ -299,7 +324,7 @@ impl Engine {
 
     fn load_with_digest(
         &self,
-        source: &[u8],
+        source: &Source,
         digest: Digest,
         before_compiling: impl FnOnce(),
     ) -> Result<LoadedComponent, Error> {
@@ -317,7 +342,7 @@ impl Engine {
     /// Makes an image, and loads it.
     fn compile(
         &self,
-        source: &[u8],
+        source: &Source,
         digest: Digest,
         wanted: Wanted,
         before_compiling: impl FnOnce(),
@@ -336,120 +361,119 @@ impl Engine {
     /// is there already is not compiled again.
     fn make(
         &self,
-        source: &[u8],
+        source: &Source,
         digest: Digest,
         wanted: Wanted,
         before_compiling: impl FnOnce(),
     ) -> Result<Made, Error> {
         let started = Instant::now();
-        let (source, is_debugged) = (source.to_vec(), self.has_debug_info);
-        let split = compile::beside(self.max_compile_time, move || Split::of(source, is_debugged))?;
-        let mut made = match split.shares_code() {
-            true => self.make_sharing(split, wanted, before_compiling)?,
-            false => {
+        let begun = source.begun().take();
+        let begun = begun.map_or_else(|| self.take_apart(source), Ok)?;
+        let mut split = begun.wait(self.max_compile_time)?;
+        let mut made = match split.shared.take() {
+            Some((code, beginning)) => {
+                self.make_sharing(digest, split, code, beginning, wanted, before_compiling)?
+            }
+            None => {
                 before_compiling();
-                let (Compiled { flavor, code, contents, can_rewind, .. }, tier) =
-                    self.compile_split(split, Vec::new(), wanted)?;
-                let (kind, origin) = (EngineKind { flavor, tier }, Origin::Compiled(Duration::ZERO));
-                Made { kind, code: MadeCode::Own(code), contents, can_rewind, origin }
+                let (code, kind) = self.compile_split(&split, wanted)?;
+                let Split { contents, can_rewind, .. } = split;
+                let (code, origin) = (MadeCode::Own(code), Origin::Compiled(Duration::ZERO));
+                let made = Made { kind, code, contents, can_rewind, origin };
+                self.store(&digest, &made)?;
+                made
             }
         };
-        if let Some(images) = &self.images {
-            let (code, beginning) = match &made.code {
-                MadeCode::Own(code) => (ImageCode::Here(code), None),
-                MadeCode::Shared(code) => (ImageCode::Shared(code.digest), Some(&code.beginning)),
-            };
-            let contents = made.contents.as_ref();
-            let image = Image { code, contents, beginning, can_rewind: made.can_rewind };
-            images.insert(&digest, &self.engines, made.kind, &image)?;
-        }
         if let Origin::Shared(time) | Origin::Compiled(time) = &mut made.origin {
             *time = started.elapsed();
         }
         Ok(made)
     }
 
-    /// The same for a component that may share its code with others.
+    /// The same for a component that may share its code with others: what that is found
+    /// by, and what the component begins with.
     fn make_sharing(
         &self,
+        source: Digest,
         split: Split,
+        digest: Digest,
+        beginning: Arc<Beginning>,
         wanted: Wanted,
         before_compiling: impl FnOnce(),
     ) -> Result<Made, Error> {
-        let Some(first) = split.candidate()? else {
-            return Err(Error::Compile { message: "there is nothing to compile".into() });
-        };
         let (turn, tiers) = match wanted {
             Wanted::Soon => (self.turn(), self.compiler.tiers()),
             Wanted::Optimized => (Tier::Optimized, [Tier::Optimized].as_slice()),
         };
-        self.mapped.alone_with_code(first.digest, turn, || {
-            let flavor = split.flavor.with_snapshot();
-            let (mut next, mut tried) = (Some(first), Vec::new());
-            while let Some(candidate) = next {
-                for kind in tiers.iter().map(|tier| EngineKind { flavor, tier: *tier }) {
-                    let mapped = self.find_code(&candidate.digest, kind);
-                    let can_rewind = match &mapped {
-                        Some(code) => Some(code.can_rewind),
-                        None => self
-                            .images
-                            .as_ref()
-                            .and_then(|images| images.lent_code(&candidate.digest, &self.engines, kind)),
-                    };
-                    if let Some(can_rewind) = can_rewind {
-                        let (digest, beginning) = (candidate.digest, candidate.beginning);
-                        let code = MadeCode::Shared(EnsuredCode { digest, beginning, mapped });
-                        let (contents, origin) = (split.into_contents(), Origin::Shared(Duration::ZERO));
-                        return Ok(Made { kind, code, contents, can_rewind, origin });
-                    }
+        let made = |kind, contents, can_rewind, mapped, origin| Made {
+            kind,
+            code: MadeCode::Shared(EnsuredCode { digest, beginning, mapped }),
+            contents,
+            can_rewind,
+            origin,
+        };
+        self.mapped.alone_with_code(digest, turn, || {
+            for kind in tiers.iter().map(|tier| EngineKind { flavor: split.flavor, tier: *tier }) {
+                let mapped = self.find_code(&digest, kind);
+                let lent =
+                    || self.images.as_ref().and_then(|images| images.lent_code(&digest, &self.engines, kind));
+                let can_rewind = mapped.as_ref().map_or_else(lent, |code| Some(code.can_rewind));
+                if let Some(can_rewind) = can_rewind {
+                    let origin = Origin::Shared(Duration::ZERO);
+                    let made = made(kind, split.contents, can_rewind, mapped, origin);
+                    self.store(&source, &made)?;
+                    return Ok(made);
                 }
-                next = split.candidate_after(&candidate)?;
-                tried.push(candidate);
             }
             before_compiling();
-            let (Compiled { flavor, code, contents, can_rewind, shared }, tier) =
-                self.compile_split(split, tried, wanted)?;
-            let (kind, origin) = (EngineKind { flavor, tier }, Origin::Compiled(Duration::ZERO));
-            let code = match shared {
-                None => MadeCode::Own(code),
-                Some((digest, beginning)) => {
-                    let mapped = Some(self.keep_code(code, can_rewind, digest, kind)?);
-                    MadeCode::Shared(EnsuredCode { digest, beginning, mapped })
-                }
-            };
-            Ok(Made { kind, code, contents, can_rewind, origin })
+            let (code, kind) = self.compile_split(&split, wanted)?;
+            let Split { contents, can_rewind, .. } = split;
+            let mut made = made(kind, contents, can_rewind, None, Origin::Compiled(Duration::ZERO));
+            // Most of the time is writing both.
+            let (stored, mapped) = threads::both(
+                || self.store(&source, &made),
+                || self.keep_code(code, can_rewind, digest, kind),
+            );
+            stored?;
+            if let MadeCode::Shared(code) = &mut made.code {
+                code.mapped = Some(mapped?);
+            }
+            Ok(made)
         })
     }
 
-    /// Compiles, and tells in which tier.
-    fn compile_split(
-        &self,
-        split: Split,
-        candidates: Vec<Candidate>,
-        wanted: Wanted,
-    ) -> Result<(Compiled, Tier), Error> {
-        let engines = self.engines.clone();
+    /// Puts an image into the store if there is one.
+    fn store(&self, source: &Digest, made: &Made) -> Result<(), Error> {
+        let Some(images) = &self.images else { return Ok(()) };
+        let (code, beginning) = match &made.code {
+            MadeCode::Own(code) => (ImageCode::Here(code), None),
+            MadeCode::Shared(code) => (ImageCode::Shared(code.digest), Some(&code.beginning)),
+        };
+        let Made { contents, can_rewind, .. } = made;
+        let image = Image { code, contents: contents.as_ref(), beginning, can_rewind: *can_rewind };
+        images.insert(source, &self.engines, made.kind, &image)
+    }
+
+    /// Compiles, and tells for which engine.
+    fn compile_split(&self, split: &Split, wanted: Wanted) -> Result<(Vec<u8>, EngineKind), Error> {
+        let (component, flavor, engines) = (split.component.clone(), split.flavor, self.engines.clone());
         let tier = match wanted {
-            Wanted::Soon => self.compiler.tier(split.is_large()),
+            Wanted::Soon => self.compiler.tier(split.is_large),
             Wanted::Optimized => Tier::Optimized,
         };
-        compile::compile(self.max_compile_time, wanted.urgency(), move || {
-            let made_in = Cell::new(tier);
-            let compiled = split.compile(candidates, |component, flavor| {
-                if tier == Tier::Baseline {
-                    match baseline(&engines, component, flavor) {
-                        Ok(code) => return Ok(code),
-                        // What is wrong with the component, the other compiler says.
-                        Err(error) => tracing::debug!("not compiled by the baseline compiler: {error:#}"),
-                    }
-                    made_in.set(Tier::Optimized);
+        compile::compile(self.max_compile_time, wanted.urgency(), split.is_large, move || {
+            if tier == Tier::Baseline {
+                let kind = EngineKind { flavor, tier };
+                let baseline = engines.get(kind)?;
+                match baseline.precompile_component(&component) {
+                    Ok(code) => return Ok((code, kind)),
+                    // What is wrong with the component, the other compiler says.
+                    Err(error) => tracing::debug!("not compiled by the baseline compiler: {error:#}"),
                 }
-                engines
-                    .optimized(flavor)
-                    .precompile_component(component)
-                    .map_err(|error| explain_failure(component, &error))
-            })?;
-            Ok((compiled, made_in.get()))
+            }
+            let code = engines.optimized(flavor).precompile_component(&component);
+            let code = code.map_err(|error| explain_failure(&component, &error))?;
+            Ok((code, flavor.optimized()))
         })
     }
 
@@ -621,15 +645,9 @@ pub fn compile_file(
     let config = EngineConfig { max_instances_count: 1, compiler, ..config.clone() };
     let images = ImageStore::open(folder)?.borrowing(lender);
     let engine = Engine::new(&config, Some(images.clone()))?;
-    let (_, _, bytes) = read_source(source, config.max_source_bytes)?;
-    let digest = Digest::of(&bytes);
-    let kind = engine.make(&bytes, digest, Wanted::Soon, || {})?.kind;
+    let (source, Known { digest, .. }) = engine.read(source)?;
+    let kind = engine.make(&source, digest, Wanted::Soon, || {})?.kind;
     Ok(images.path(&digest, engine.engines(), kind))
-}
-
-/// Compiles for the baseline tier.
-fn baseline(engines: &Engines, component: &[u8], flavor: Flavor) -> wasmtime::Result<Vec<u8>> {
-    engines.get(EngineKind { flavor, tier: Tier::Baseline })?.precompile_component(component)
 }
 
 /// Code that lies in no file.

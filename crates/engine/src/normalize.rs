@@ -273,6 +273,26 @@ pub(crate) fn nested<'bytes>(section: &'bytes [u8], range: &Range<usize>) -> &'b
     &section[section.len() - range.len()..]
 }
 
+/// Writes something with its length before it, which takes as many bytes as any may: so
+/// that it need not be written elsewhere first.
+pub(crate) fn with_length(
+    output: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    const LENGTH_BYTES: usize = 5;
+    let start = output.len();
+    output.extend_from_slice(&[0; LENGTH_BYTES]);
+    write(output)?;
+    let mut length = u32::try_from(output.len() - start - LENGTH_BYTES).map_err(invalid)?;
+    for (number, byte) in output[start..start + LENGTH_BYTES].iter_mut().enumerate() {
+        // LEB128: all but the last byte say that another one follows.
+        let follows = if number < LENGTH_BYTES - 1 { 0x80 } else { 0 };
+        *byte = length.to_le_bytes()[0] & 0x7f | follows;
+        length >>= 7;
+    }
+    Ok(())
+}
+
 /// Renames the release candidate's imports and exports to final versions.
 ///
 /// All other sections are copied as they are.
@@ -360,6 +380,21 @@ mod tests {
         let mut all: Vec<String> = names.all().cloned().collect();
         all.sort();
         (all, normalized.flavor)
+    }
+
+    #[test]
+    fn a_length_stands_before_what_was_written() {
+        for written in [0, 1, 127, 128, 300_000] {
+            let mut output = vec![7];
+            with_length(&mut output, |output| {
+                output.resize(output.len() + written, 1);
+                Ok(())
+            })
+            .unwrap();
+            let mut reader = wasmparser::BinaryReader::new(&output[1..], 0);
+            assert_eq!(reader.read_var_u32().unwrap() as usize, written);
+            assert_eq!((reader.bytes_remaining(), output[0]), (written, 7));
+        }
     }
 
     #[test]

@@ -33,7 +33,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
 use wasm_encoder::{
     Alias, CanonicalFunctionSection, ComponentAliasSection, ComponentExportKind, ComponentExportSection,
     ComponentSection, ComponentTypeSection, Encode as _, ExportKind, InstanceSection, Module, ModuleArg,
@@ -51,6 +50,7 @@ use wasmtime::{
 use crate::{
     Error, Flavor,
     code::{self, Number},
+    instructions::{PREFIX, numbers_after},
     memory::LentMemory,
     normalize,
 };
@@ -69,6 +69,13 @@ mod section {
 
 /// The section of a component that holds a core module.
 const CORE_MODULE_SECTION: u8 = 1;
+
+/// The instruction that sets an element of a table, whose number follows.
+const TABLE_SET: u8 = 0x26;
+
+/// What follows [`PREFIX`] in those that drop a segment or change a table: `data.drop`, `table.init`,
+/// `elem.drop`, `table.copy`, `table.grow`, `table.fill`.
+const CHANGE_WHAT_STAYS: [u32; 6] = [9, 12, 13, 14, 15, 17];
 
 /// What is to be known about a core module.
 #[derive(Default)]
@@ -136,7 +143,9 @@ pub(crate) fn prepare(component: &[u8], values: InitialValues) -> Result<Option<
                     output.extend_from_slice(bytes);
                 } else if facts.has_sections {
                     output.push(CORE_MODULE_SECTION);
-                    with_rewind(module, &facts, &mut next_bytes)?.encode(&mut output);
+                    normalize::with_length(&mut output, |output| {
+                        with_rewind(module, &facts, &mut next_bytes, output)
+                    })?;
                 } else {
                     return Ok(None);
                 }
@@ -271,7 +280,7 @@ fn counts(component: &[u8]) -> Result<Option<Counts>, Error> {
 /// Looks through a module; `None` if its instances cannot be rewound.
 fn facts(module: &[u8]) -> Result<Option<Facts>, Error> {
     let mut facts = Facts::default();
-    let (mut sections_count, mut bodies) = (0, Vec::new());
+    let (mut sections_count, mut tables_count, mut bodies) = (0, 0_u32, Vec::new());
     for payload in Parser::new(0).parse_all(module) {
         let payload = payload.map_err(normalize::invalid)?;
         if let Some((id, _)) = payload.as_section() {
@@ -292,10 +301,12 @@ fn facts(module: &[u8]) -> Result<Option<Facts>, Error> {
                         TypeRef::Func(_) | TypeRef::FuncExact(_) => facts.functions_count += 1,
                         TypeRef::Global(_) => facts.globals_count += 1,
                         TypeRef::Memory(_) => facts.has_memory = true,
+                        TypeRef::Table(_) => tables_count = tables_count.saturating_add(1),
                         _ => {}
                     }
                 }
             }
+            Payload::TableSection(tables) => tables_count = tables_count.saturating_add(tables.count()),
             Payload::FunctionSection(functions) => facts.functions_count += functions.count(),
             Payload::MemorySection(_) => facts.has_memory = true,
             Payload::GlobalSection(globals) => {
@@ -320,15 +331,20 @@ fn facts(module: &[u8]) -> Result<Option<Facts>, Error> {
             _ => {}
         }
     }
-    // Nearly all of a module: on all cores.
-    let changes =
-        bodies.par_iter().map(changes_what_stays).reduce(|| Ok(false), |one, other| Ok(one? | other?));
     facts.has_sections = sections_count == 4;
-    Ok((!changes?).then_some(facts))
+    for body in &bodies {
+        if changes_what_stays(body, tables_count)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(facts))
 }
 
 /// Whether a function has an instruction that changes a table or drops a segment.
-fn changes_what_stays(body: &FunctionBody<'_>) -> Result<bool, Error> {
+fn changes_what_stays(body: &FunctionBody<'_>, tables_count: u32) -> Result<bool, Error> {
+    if !may_change_what_stays(body.as_bytes(), tables_count) {
+        return Ok(false);
+    }
     let mut operators = body.get_operators_reader().map_err(normalize::invalid)?;
     while !operators.eof() {
         match operators.read().map_err(normalize::invalid)? {
@@ -345,9 +361,20 @@ fn changes_what_stays(body: &FunctionBody<'_>) -> Result<bool, Error> {
     Ok(false)
 }
 
-/// A module with a function that sets its variables to their initial values. Those that
-/// it finds in the memory begin at `next_bytes`.
-fn with_rewind(module: &[u8], facts: &Facts, next_bytes: &mut Option<u32>) -> Result<Vec<u8>, Error> {
+/// Whether such an instruction may be among these bytes.
+fn may_change_what_stays(body: &[u8], tables_count: u32) -> bool {
+    numbers_after(body, PREFIX).any(|number| CHANGE_WHAT_STAYS.contains(&number))
+        || numbers_after(body, TABLE_SET).any(|table| table < tables_count)
+}
+
+/// Writes a module with a function that sets its variables to their initial values. Those
+/// that it finds in the memory begin at `next_bytes`.
+fn with_rewind(
+    module: &[u8],
+    facts: &Facts,
+    next_bytes: &mut Option<u32>,
+    output: &mut Vec<u8>,
+) -> Result<(), Error> {
     let mut body = vec![0]; // no locals
     for Variable { global, value, number } in &facts.variables {
         match (number, &mut *next_bytes) {
@@ -376,22 +403,22 @@ fn with_rewind(module: &[u8], facts: &Facts, next_bytes: &mut Option<u32>) -> Re
     let mut code = Vec::new();
     body.encode(&mut code);
 
-    let mut output = Module::HEADER.to_vec();
+    output.extend_from_slice(&Module::HEADER);
     for payload in Parser::new(0).parse_all(module) {
         let payload = payload.map_err(normalize::invalid)?;
         let Some((id, range)) = payload.as_section() else { continue };
         let contents = &module[range];
         match id {
-            section::TYPE => append_entry(&mut output, id, contents, &function_type)?,
-            section::FUNCTION => append_entry(&mut output, id, contents, &function)?,
-            section::EXPORT => append_entry(&mut output, id, contents, &export)?,
-            section::CODE => append_entry(&mut output, id, contents, &code)?,
+            section::TYPE => append_entry(output, id, contents, &function_type)?,
+            section::FUNCTION => append_entry(output, id, contents, &function)?,
+            section::EXPORT => append_entry(output, id, contents, &export)?,
+            section::CODE => append_entry(output, id, contents, &code)?,
             section::CUSTOM..=u8::MAX => {
-                wasm_encoder::RawSection { id, data: contents }.append_to(&mut output);
+                wasm_encoder::RawSection { id, data: contents }.append_to(output);
             }
         }
     }
-    Ok(output)
+    Ok(())
 }
 
 /// Writes a section that is a counted list, with one more entry at its end.
@@ -399,12 +426,13 @@ fn append_entry(output: &mut Vec<u8>, id: u8, contents: &[u8], entry: &[u8]) -> 
     let mut reader = BinaryReader::new(contents, 0);
     let count = reader.read_var_u32().map_err(normalize::invalid)?;
     let entries = &contents[reader.original_position()..];
-    let mut data = Vec::with_capacity(contents.len() + entry.len() + 5);
-    count.saturating_add(1).encode(&mut data);
-    data.extend_from_slice(entries);
-    data.extend_from_slice(entry);
-    wasm_encoder::RawSection { id, data: &data }.append_to(output);
-    Ok(())
+    output.push(id);
+    normalize::with_length(output, |output| {
+        count.saturating_add(1).encode(output);
+        output.extend_from_slice(entries);
+        output.extend_from_slice(entry);
+        Ok(())
+    })
 }
 
 /// Adds a function that calls those of the core instances in `rewound`.
@@ -650,6 +678,33 @@ mod tests {
 
         fn rewind(&mut self) -> bool {
             run(self.rewinder.rewind(&mut self.store))
+        }
+    }
+
+    #[test]
+    fn instructions_that_change_what_stays_are_found_among_others() {
+        let finds = |instructions: &str, is_one: bool| {
+            // Bytes that look like one: an immediate of `table.set` before a zero.
+            let noise = "(drop (i32.const 38)) (drop (i32.const 0)) (drop (i32.const -4))";
+            let source = component(&format!("(func {noise} {instructions} {noise})"), "");
+            assert_eq!(prepare(&source, InitialValues::InCode).unwrap().is_none(), is_one, "{instructions}");
+        };
+        for instructions in [
+            "",
+            "(memory.copy (i32.const 0) (i32.const 1) (i32.const 2))",
+            "(memory.fill (i32.const 0) (i32.const 1) (i32.const 2))",
+            "(drop (i32.trunc_sat_f64_s (f64.const 1)))",
+            "(drop (table.size 0)) (drop (table.get 0 (i32.const 0)))",
+        ] {
+            finds(instructions, false);
+        }
+        for instructions in [
+            "(table.set 0 (i32.const 0) (ref.null func))",
+            "(drop (table.grow 0 (ref.null func) (i32.const 1)))",
+            "(table.fill 0 (i32.const 0) (ref.null func) (i32.const 1))",
+            "(table.copy 0 0 (i32.const 0) (i32.const 0) (i32.const 1))",
+        ] {
+            finds(instructions, true);
         }
     }
 

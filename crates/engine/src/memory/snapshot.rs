@@ -11,11 +11,15 @@
 
 use std::ops::Range;
 
-use wasm_encoder::{Encode as _, Section as _};
+use wasm_encoder::Section as _;
 use wasmparser::{BinaryReader, DataKind, Instance, Operator, Parser, Payload, TypeRef};
 
 use super::page_bytes;
-use crate::{Error, normalize};
+use crate::{
+    Error,
+    instructions::{PREFIX, numbers_after},
+    normalize,
+};
 
 /// Components whose memory begins with at least this much data profit even if their
 /// instances cannot be rewound. Below it Wasmtime's own pool is as good: such guests
@@ -31,9 +35,6 @@ pub(crate) const WASM_PAGE_BYTES: u64 = 64 << 10;
 
 /// Section identifiers of the binary formats.
 const CORE_MODULE_SECTION: u8 = 1;
-
-/// Instructions on whole memories and tables begin with this.
-const PREFIX: u8 = 0xfc;
 
 /// A component without its memory's contents, and those contents.
 pub(crate) struct Extracted {
@@ -71,9 +72,8 @@ pub(crate) fn extract(component: &[u8]) -> Result<Option<Extracted>, Error> {
         match payload {
             Payload::ModuleSection { .. } => {
                 if module_index == found.module_index {
-                    let module = without_data(found.module)?;
                     output.push(CORE_MODULE_SECTION);
-                    module.encode(&mut output);
+                    normalize::with_length(&mut output, |output| without_data(found.module, output))?;
                 } else {
                     output.extend_from_slice(bytes);
                 }
@@ -256,9 +256,8 @@ fn contents(found: &Found<'_>) -> Result<Option<(Contents, usize)>, Error> {
 /// A module whose instructions name segments keeps their number: an active segment
 /// is dropped when its module has been instantiated, and is from then on the same as
 /// a passive one without contents.
-fn without_data(module: &[u8]) -> Result<Vec<u8>, Error> {
+fn without_data(module: &[u8], output: &mut Vec<u8>) -> Result<(), Error> {
     let keeps_numbers = names_segments(module)?;
-    let mut output = Vec::with_capacity(module.len());
     let mut copied_until = 0;
     for payload in Parser::new(0).parse_all(module) {
         let (range, replacement) = match payload.map_err(normalize::invalid)? {
@@ -282,12 +281,12 @@ fn without_data(module: &[u8]) -> Result<Vec<u8>, Error> {
         let header_bytes = 1 + leb128_bytes(module, range.start, size_bytes)?;
         output.extend_from_slice(&module[copied_until..range.start - header_bytes]);
         if let Some(replacement) = replacement {
-            replacement.append_to(&mut output);
+            replacement.append_to(output);
         }
         copied_until = range.end;
     }
     output.extend_from_slice(&module[copied_until..]);
-    Ok(output)
+    Ok(())
 }
 
 /// Whether an instruction names a data segment.
@@ -314,20 +313,10 @@ fn names_segments(module: &[u8]) -> Result<bool, Error> {
     Ok(false)
 }
 
-/// Whether an instruction that names a data segment may be among these bytes: reading all
-/// instructions takes twenty times as long as looking for what those begin with, which few
-/// functions have anywhere.
+/// Whether an instruction that names a data segment may be among these bytes:
+/// `memory.init` and `data.drop`.
 fn may_name_segments(body: &[u8]) -> bool {
-    body.windows(2).enumerate().any(|(at, bytes)| match bytes {
-        // `memory.init` and `data.drop` are 8 and 9 after the prefix.
-        [PREFIX, 8 | 9] => true,
-        // The number may take more bytes than it needs.
-        [PREFIX, 0x80..=0xff] => {
-            let mut reader = BinaryReader::new(&body[at + 1..], 0);
-            !matches!(reader.read_var_u32(), Ok(number) if number != 8 && number != 9)
-        }
-        _ => false,
-    })
+    numbers_after(body, PREFIX).any(|number| matches!(number, 8 | 9))
 }
 
 /// How many bytes before `position` hold `value` as a LEB128 number: an encoder may
