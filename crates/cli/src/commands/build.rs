@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use wisp_develop::{
-    build::{self, Job, Outcome, Progress, Settings},
+    build::{self, Job, Outcome, Progress, Remembering, Settings},
     optimize::{self, Report},
     test, verify,
 };
@@ -26,6 +26,9 @@ use super::{
     up::Up,
 };
 use crate::{error::Error, output};
+
+/// How much less priority work has that ends before the compiler does in any case.
+const NICE: i32 = 19;
 
 /// How often the line of what is going on is drawn anew.
 const SPINNER_PERIOD: Duration = Duration::from_millis(100);
@@ -161,11 +164,19 @@ impl Build {
             image_dir: Some(image_dir(None)),
             ..RuntimeSettings::default()
         })?;
-        verify::check_imports(&runtime, app).map_err(Error::Load)?;
+        // That reads all files once more: behind the compiler.
+        let (missing, checked) = wisp_engine::both(
+            || {
+                drop(wisp_engine::lower_priority(NICE));
+                verify::not_granted(app, &self.from)
+            },
+            || verify::check_imports(&runtime, app).map_err(Error::Load),
+        );
+        checked?;
         if !self.skip_target_checks {
             verify::check_targets(&runtime, app, &Targets::new(app, self.update)).map_err(Error::Several)?;
         }
-        for missing in verify::not_granted(app, &self.from) {
+        for missing in missing {
             let place = match missing.line {
                 Some(line) => format!("line {line} of the manifest, `[component.{}]`", missing.component),
                 None => format!("`[component.{}]`", missing.component),
@@ -189,6 +200,8 @@ impl Build {
 pub(crate) struct Summary {
     built: Vec<BuiltJob>,
     optimized: Vec<Report>,
+    #[serde(skip)]
+    remembering: Remembering,
 }
 
 /// Commands that were run, or did not have to.
@@ -206,13 +219,14 @@ pub(crate) fn build_app(app: &App, settings: &Settings) -> Result<Summary, Error
     let progress = Shown::new();
     let result = build::build(app, settings, &progress);
     progress.clear();
-    result.map_err(Error::Several)?;
+    let remembering = result.map_err(Error::Several)?;
     if app.components.values().all(|component| component.build.is_none()) {
         output::note("Nothing to build: no component has a `build` command");
     } else {
         output::note(&format!("Done in {}", seconds(started.elapsed())));
     }
     let mut summary = progress.summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    summary.remembering = remembering;
     summary.built.sort_by(|one, other| one.components.cmp(&other.components));
     summary.optimized.sort_by(|one, other| one.component.cmp(&other.component));
     Ok(summary)

@@ -15,6 +15,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 use wisp_manifest::App;
 
@@ -28,7 +29,7 @@ use crate::optimize::Report;
 const FOLDER: &str = ".spin/build";
 
 /// Goes into each key: a key of another meaning is another key.
-const VERSION: &str = "wisp build 1";
+const VERSION: &str = "wisp build 2";
 
 /// Programs that results depend on, and how to ask for their version.
 const TOOLS: [(&str, &str); 9] = [
@@ -72,8 +73,9 @@ pub(super) struct Entry {
     outputs: Vec<PathBuf>,
 }
 
+/// All that a job's result depends on, but the versions of its tools.
 struct Inputs {
-    key: String,
+    key: Hasher,
     snapshot: Snapshot,
 }
 
@@ -91,18 +93,19 @@ struct Kept {
 
 impl Entry {
     /// `variant` says how what was built is treated, if it is.
-    pub(super) fn of(app: &App, job: &Job, tools: &Tools, variant: Option<&str>) -> Self {
+    pub(super) fn of(app: &App, job: &Job, variant: Option<&str>) -> Self {
         let name = job.components.join("+");
         let path = app.directory.join(FOLDER).join(name).with_extension("json");
         let outputs: Vec<_> = job.outputs.iter().map(|(_, path)| path.clone()).collect();
         let before = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { now: Inputs::of(app, job, tools, variant), path, before, outputs }
+        Self { now: Inputs::of(app, job, variant), path, before, outputs }
     }
 
     /// Whether nothing is different from when the job was run last.
-    pub(super) fn is_current(&self) -> bool {
+    pub(super) fn is_current(&self, job: &Job, tools: &Tools) -> bool {
         let (Some(now), Some(before)) = (&self.now, &self.before) else { return false };
-        now.key == before.key && digests(&self.outputs).is_some_and(|outputs| outputs == before.outputs)
+        now.key_with(job, tools) == before.key
+            && digests(&self.outputs).is_some_and(|outputs| outputs == before.outputs)
     }
 
     /// What was done to what was built, when it was built last.
@@ -110,7 +113,8 @@ impl Entry {
         self.before.as_ref().map_or(&[], |before| &before.reports)
     }
 
-    /// Remembers that the job was run. That it cannot be remembered does no harm.
+    /// Remembers that the job was run. That it cannot be remembered does no harm. Reading
+    /// what came of it takes some time: what is returned does that.
     pub(super) fn keep(
         self,
         app: &App,
@@ -118,30 +122,33 @@ impl Entry {
         tools: &Tools,
         variant: Option<&str>,
         reports: Vec<Report>,
-    ) {
+    ) -> Option<impl FnOnce() + Send + use<>> {
         // Tools add files (`Cargo.lock`), which belong to the inputs next time. Where a
         // file is another one than before, it may have been a person.
-        let after = Inputs::of(app, job, tools, variant);
+        let after = Inputs::of(app, job, variant);
         let inputs = match (self.now, after) {
             (Some(before), Some(after)) if before.has_only_grown_to(&after) => after,
             (Some(before), _) => before,
             (None, _) => {
                 drop(fs::remove_file(&self.path));
-                return;
+                return None;
             }
         };
-        let Some(outputs) = digests(&self.outputs) else { return };
-        let kept = Kept { key: inputs.key, outputs, reports };
-        if let (Some(folder), Ok(text)) = (self.path.parent(), serde_json::to_vec(&kept))
-            && let Err(error) = fs::create_dir_all(folder).and_then(|()| fs::write(&self.path, text))
-        {
-            tracing::debug!("a build is not remembered: {error}");
-        }
+        let (key, path, outputs) = (inputs.key_with(job, tools), self.path, self.outputs);
+        Some(move || {
+            let Some(outputs) = digests(&outputs) else { return };
+            let kept = Kept { key, outputs, reports };
+            if let (Some(folder), Ok(text)) = (path.parent(), serde_json::to_vec(&kept))
+                && let Err(error) = fs::create_dir_all(folder).and_then(|()| fs::write(&path, text))
+            {
+                tracing::debug!("a build is not remembered: {error}");
+            }
+        })
     }
 }
 
 impl Inputs {
-    fn of(app: &App, job: &Job, tools: &Tools, variant: Option<&str>) -> Option<Self> {
+    fn of(app: &App, job: &Job, variant: Option<&str>) -> Option<Self> {
         let mut outputs: Vec<_> = job.outputs.iter().map(|(_, path)| path.clone()).collect();
         // Components beside this one have nothing to do with it.
         outputs.extend(app.components.values().filter_map(|component| match &component.source {
@@ -152,11 +159,8 @@ impl Inputs {
         if inputs::reach_outside(&job.workdir, &snapshot) {
             return None;
         }
-        let mut hasher = blake3::Hasher::new();
-        let mut add = |part: &[u8]| {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        };
+        let mut key = Hasher::new();
+        let mut add = |part: &[u8]| add(&mut key, part);
         add(VERSION.as_bytes());
         for command in &job.commands {
             add(command.as_bytes());
@@ -167,14 +171,19 @@ impl Inputs {
         for variable in VARIABLES {
             add(env::var_os(variable).unwrap_or_default().as_encoded_bytes());
         }
-        for version in tools.versions(job) {
-            add(version.as_bytes());
-        }
         for (path, digest) in &snapshot {
             add(path.strip_prefix(&job.workdir).unwrap_or(path).as_os_str().as_encoded_bytes());
             add(digest);
         }
-        Some(Self { key: hasher.finalize().to_hex().to_string(), snapshot })
+        Some(Self { key, snapshot })
+    }
+
+    fn key_with(&self, job: &Job, tools: &Tools) -> String {
+        let mut key = self.key.clone();
+        for version in tools.versions(job) {
+            add(&mut key, version.as_bytes());
+        }
+        key.finalize().to_hex().to_string()
     }
 
     fn has_only_grown_to(&self, after: &Self) -> bool {
@@ -182,9 +191,14 @@ impl Inputs {
     }
 }
 
+fn add(key: &mut Hasher, part: &[u8]) {
+    key.update(&(part.len() as u64).to_le_bytes());
+    key.update(part);
+}
+
 impl Tools {
     /// The versions of the programs that a job's commands call.
-    fn versions(&self, job: &Job) -> Vec<String> {
+    pub(super) fn versions(&self, job: &Job) -> Vec<String> {
         let words: Vec<&str> = job
             .commands
             .iter()
@@ -210,7 +224,7 @@ impl Tools {
 
 fn digests(paths: &[PathBuf]) -> Option<Vec<String>> {
     let digest = |path: &PathBuf| {
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = Hasher::new();
         hasher.update_reader(fs::File::open(path).ok()?).ok()?;
         Some(hasher.finalize().to_hex().to_string())
     };

@@ -24,6 +24,8 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -36,6 +38,9 @@ use crate::{Error, optimize};
 
 /// How much of a command's output is kept: its end, where compilers say what is wrong.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
+
+/// How much less priority work has that nobody waits for (`nice`, which ends at 19).
+const NICE: i32 = 19;
 
 /// How an app is built.
 #[derive(Clone, Debug, Default)]
@@ -95,13 +100,26 @@ pub trait Progress: Sync {
     fn optimized(&self, _report: &optimize::Report) {}
 }
 
+/// What was built is being remembered, while others use it: dropping this waits for that.
+#[derive(Default)]
+pub struct Remembering(Vec<JoinHandle<()>>);
+
+impl Drop for Remembering {
+    fn drop(&mut self) {
+        for thread in self.0.drain(..) {
+            // Then it is built again next time.
+            drop(thread.join());
+        }
+    }
+}
+
 /// Builds an app's components.
 ///
 /// # Errors
 /// Everything that went wrong: what does not depend on it is built all the same.
-pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<(), Vec<Error>> {
+pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<Remembering, Vec<Error>> {
     let jobs = jobs(app, &settings.only).map_err(|error| vec![error])?;
-    let tools = cache::Tools::default();
+    let (tools, remembering) = (cache::Tools::default(), Mutex::new(Remembering::default()));
     let variant = settings.optimize.as_ref().map(optimize::Settings::variant);
     let errors = schedule::run(
         &jobs,
@@ -112,13 +130,20 @@ pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<
                     progress.ended(job, Outcome::Failed(Duration::ZERO), "");
                 })?;
             }
-            let known = cache::Entry::of(app, job, &tools, variant.as_deref());
-            if !settings.always && known.is_current() {
+            let known = cache::Entry::of(app, job, variant.as_deref());
+            if !settings.always && known.is_current(job, &tools) {
                 progress.ended(job, Outcome::Unchanged, "");
                 known.reports().iter().for_each(|report| progress.optimized(report));
                 return Ok(());
             }
-            job.run_now(settings.has_color, progress)?;
+            thread::scope(|scope| {
+                // Some take longer to say their version than others to build.
+                scope.spawn(|| {
+                    give_way();
+                    tools.versions(job)
+                });
+                job.run_now(settings.has_color, progress)
+            })?;
             let mut reports = Vec::new();
             if let Some(settings) = &settings.optimize {
                 for (component, path) in &job.outputs {
@@ -128,12 +153,25 @@ pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<
                     reports.push(report);
                 }
             }
-            known.keep(app, job, &tools, variant.as_deref(), reports);
+            if let Some(remember) = known.keep(app, job, &tools, variant.as_deref(), reports) {
+                let mut remembering = remembering.lock().unwrap_or_else(PoisonError::into_inner);
+                remembering.0.push(thread::spawn(|| {
+                    give_way();
+                    remember();
+                }));
+            }
             Ok(())
         },
         |job| progress.ended(job, Outcome::NotTried, ""),
     );
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
+    let remembering = remembering.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if errors.is_empty() { Ok(remembering) } else { Err(errors) }
+}
+
+/// Does the rest of this thread's work behind that which somebody waits for.
+fn give_way() {
+    // It works as well without.
+    drop(wisp_engine::lower_priority(NICE));
 }
 
 /// Writes down what the dependencies of a job's components offer, for its commands.
@@ -306,7 +344,7 @@ impl Job {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-    use std::{fs, sync::Mutex};
+    use std::fs;
 
     use super::*;
 
