@@ -67,6 +67,11 @@ pub(crate) enum Kind {
     },
     /// `wisp up --new-instances`: no instance is rewound.
     WispNew,
+    /// `wisp up`, with an app that does without the `spin-*` headers.
+    WispPlain {
+        /// Whether an instance serves more than one request.
+        reused: bool,
+    },
     /// `wasmtime serve`.
     Wasmtime {
         /// With [`peer::WASMTIME_TUNED_FLAGS`].
@@ -236,6 +241,8 @@ impl Kind {
             Self::Wisp { reused: false, unaccounted: true } => "wisp_unaccounted_fresh",
             Self::Wisp { reused: true, unaccounted: true } => "wisp_unaccounted_reused",
             Self::WispNew => "wisp_new",
+            Self::WispPlain { reused: false } => "wisp_plain_fresh",
+            Self::WispPlain { reused: true } => "wisp_plain_reused",
             Self::Wasmtime { tuned: false, reused: false } => "wasmtime_serve_fresh",
             Self::Wasmtime { tuned: true, reused: false } => "wasmtime_serve_tuned_fresh",
             Self::Wasmtime { tuned: false, reused: true } => "wasmtime_serve_reused",
@@ -252,6 +259,8 @@ impl Kind {
             Self::Wisp { reused: false, unaccounted: true } => "`wisp up`, unaccounted, fresh",
             Self::Wisp { reused: true, unaccounted: true } => "`wisp up`, unaccounted, reused",
             Self::WispNew => "`wisp up --new-instances`",
+            Self::WispPlain { reused: false } => "`wisp up`, no `spin-*` headers, fresh",
+            Self::WispPlain { reused: true } => "`wisp up`, no `spin-*` headers, reused",
             Self::Wasmtime { tuned: false, reused: false } => "`wasmtime serve`, fresh",
             Self::Wasmtime { tuned: true, reused: false } => "`wasmtime serve`, tuned, fresh",
             Self::Wasmtime { tuned: false, reused: true } => "`wasmtime serve`, reused",
@@ -311,10 +320,9 @@ impl Stage {
             for &kind in kinds {
                 match kind {
                     Kind::Native => {}
-                    Kind::Wisp { .. } | Kind::WispNew => {
-                        let reused = matches!(kind, Kind::Wisp { reused: true, .. });
+                    Kind::Wisp { .. } | Kind::WispNew | Kind::WispPlain { .. } => {
                         stage.wisp = sources.wisp()?;
-                        stage.write_manifest(Contestant { guest: *guest, kind }, file, reused)?;
+                        stage.write_manifest(Contestant { guest: *guest, kind }, file)?;
                     }
                     Kind::Wasmtime { .. } => {
                         if stage.wasmtime.as_os_str().is_empty() {
@@ -337,13 +345,13 @@ impl Stage {
     }
 
     /// Writes the app that `wisp up` serves.
-    fn write_manifest(&self, contestant: Contestant, source: &Path, reused: bool) -> Result<(), Error> {
+    fn write_manifest(&self, contestant: Contestant, source: &Path) -> Result<(), Error> {
         let folder = self.app_folder(contestant);
         fs::create_dir_all(&folder).map_err(Error::writing(&folder))?;
         let copy = folder.join("hello.wasm");
         fs::copy(source, &copy).map_err(Error::writing(&copy))?;
         let path = folder.join("spin.toml");
-        fs::write(&path, manifest(contestant.guest, reused)).map_err(Error::writing(&path))
+        fs::write(&path, manifest(contestant)).map_err(Error::writing(&path))
     }
 
     /// How to start a contestant.
@@ -356,7 +364,7 @@ impl Stage {
                     std::env::current_exe().map_err(Error::io("cannot find this program's file"))?;
                 (program, own(&["native", "--body", BODY]))
             }
-            Kind::Wisp { .. } | Kind::WispNew => {
+            Kind::Wisp { .. } | Kind::WispNew | Kind::WispPlain { .. } => {
                 let folder = self.app_folder(contestant).display().to_string();
                 let mut arguments = ["up", "--from", folder.as_str(), "--listen", "127.0.0.1:0"].to_vec();
                 arguments.extend(["--compiler", "optimized"]);
@@ -390,17 +398,22 @@ impl Stage {
 
 /// The manifest of the app that `wisp up` serves. The Python SDKs link all
 /// interfaces of Spin, used or not; none asks for a permission.
-fn manifest(guest: Guest, reused: bool) -> String {
-    let reuse = if reused {
-        format!("\n[component.hello.tool.wisp]\nreuse = {{ max_requests = {REUSE_COUNT} }}\n")
-    } else {
-        String::new()
-    };
+fn manifest(Contestant { guest, kind }: Contestant) -> String {
+    let mut settings = String::new();
+    if let Kind::Wisp { reused: true, .. } | Kind::WispPlain { reused: true } = kind {
+        settings.push_str(&format!("reuse = {{ max_requests = {REUSE_COUNT} }}\n"));
+    }
+    if let Kind::WispPlain { .. } = kind {
+        settings.push_str("spin_headers = false\n");
+    }
+    if !settings.is_empty() {
+        settings.insert_str(0, "\n[component.hello.tool.wisp]\n");
+    }
     format!(
         "# {}\nspin_manifest_version = 2\n\n\
          [application]\nname = \"hello\"\n\n\
          [[trigger.http]]\nroute = \"/...\"\ncomponent = \"hello\"\n\n\
-         [component.hello]\nsource = \"hello.wasm\"\n{reuse}",
+         [component.hello]\nsource = \"hello.wasm\"\n{settings}",
         guest.title()
     )
 }
@@ -447,7 +460,9 @@ fn measure(stage: &Stage, contestant: Contestant, terms: &Terms) -> Result<Measu
     let server = stage.plan(contestant)?.start()?;
     let body = match contestant.kind {
         Kind::Native => BODY,
-        Kind::Wisp { .. } | Kind::WispNew | Kind::Wasmtime { .. } => contestant.guest.body(),
+        Kind::Wisp { .. } | Kind::WispNew | Kind::WispPlain { .. } | Kind::Wasmtime { .. } => {
+            contestant.guest.body()
+        }
     };
     let load = Load {
         address: server.address(),
@@ -617,8 +632,14 @@ mod tests {
 
     #[test]
     fn only_the_reused_app_asks_for_reuse() {
-        assert!(!manifest(Guest::RustP2, false).contains("reuse"));
-        let reused = manifest(Guest::Python, true).parse::<toml::Table>();
-        assert!(reused.is_ok_and(|table| table.contains_key("component")));
+        let manifest = |guest, kind| manifest(Contestant { guest, kind });
+        let usual = manifest(Guest::RustP2, Kind::Wisp { reused: false, unaccounted: false });
+        assert!(!usual.contains("reuse") && !usual.contains("spin_headers"));
+        for kind in [Kind::Wisp { reused: true, unaccounted: false }, Kind::WispPlain { reused: true }] {
+            let table = manifest(Guest::Python, kind).parse::<toml::Table>();
+            let reuse = |table: &toml::Table| table["component"]["hello"]["tool"]["wisp"]["reuse"].is_table();
+            assert!(table.as_ref().is_ok_and(reuse));
+        }
+        assert!(manifest(Guest::RustP2, Kind::WispPlain { reused: false }).contains("spin_headers = false"));
     }
 }

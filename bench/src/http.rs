@@ -59,6 +59,12 @@ fn groups() -> Groups {
         kinds.insert(2, Kind::WispNew);
         kinds.insert(2, UNACCOUNTED);
     }
+    // As `wasmtime serve` has it.
+    for (_, kinds) in groups.iter_mut().filter(|(guest, _)| *guest != Guest::JavaScript) {
+        let place = kinds.iter().position(|kind| *kind == wisp(true)).map_or(kinds.len(), |place| place + 1);
+        let plain = [false, true].map(|reused| Kind::WispPlain { reused });
+        kinds.splice(place..place, plain);
+    }
     groups
 }
 
@@ -88,6 +94,9 @@ fn ratios(results: &Results) -> BTreeMap<String, f64> {
         put(format!("{key}_fresh_cpu_over_native"), cpu_ratio(fresh, Kind::Native));
         put(format!("{key}_new_cpu_over_native"), cpu_ratio(Kind::WispNew, Kind::Native));
         put(format!("{key}_reused_cpu_over_native"), cpu_ratio(reused, Kind::Native));
+        let plain = |reused| Kind::WispPlain { reused };
+        put(format!("{key}_plain_fresh_cpu_over_native"), cpu_ratio(plain(false), Kind::Native));
+        put(format!("{key}_plain_reused_cpu_over_native"), cpu_ratio(plain(true), Kind::Native));
         put(named("wasmtime_serve_cpu_over_fresh"), cpu_ratio(wasmtime(false, false), fresh));
         put(named("wasmtime_serve_cpu_over_new"), cpu_ratio(wasmtime(false, false), Kind::WispNew));
         put(named("wasmtime_serve_tuned_cpu_over_fresh"), cpu_ratio(wasmtime(true, false), fresh));

@@ -21,7 +21,7 @@ use wisp_node::{AppSettings, Runtime};
 
 use crate::{
     Error,
-    wasm::{Capability, Wasm},
+    wasm::{self, Capability},
 };
 
 /// Something that a component imports and its manifest does not grant. That is no error:
@@ -171,11 +171,12 @@ pub fn not_granted(app: &App, manifest: &Path) -> Vec<NotGranted> {
     let mut found = Vec::new();
     for component in app.components.values() {
         let Source::Path(path) = &component.source else { continue };
-        let Ok(wasm) = Wasm::read(&app.directory.join(path)) else { continue };
-        if wasm.imports_everything() {
+        let Ok(imports) = wasm::imports(&app.directory.join(path)) else { continue };
+        let capabilities = wasm::capabilities(&imports);
+        if wasm::is_everything(&capabilities) {
             continue;
         }
-        for (capability, imports) in wasm.capabilities() {
+        for (capability, imports) in capabilities {
             if !is_granted(component, capability) && !is_refused(&text, component.id.as_str(), capability) {
                 found.push(NotGranted {
                     component: component.id.to_string(),

@@ -1,16 +1,23 @@
 //! What a WebAssembly file says about itself.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom},
+    path::Path,
+};
 
 use serde::Serialize;
 use wasm_metadata::Payload as Metadata;
-use wasmparser::{Encoding, Parser, Payload};
+use wasmparser::{Chunk, Encoding, Parser, Payload};
 use wisp_engine::normalize::normalize;
 
 use crate::Error;
 
 /// The largest file that is read. As large as what the engine takes by default.
 const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// How much is read at once of a file whose imports are looked for.
+const READ_BYTES: u64 = 16 << 10;
 
 /// A file of WebAssembly.
 #[derive(Clone, Debug, Serialize)]
@@ -165,23 +172,79 @@ impl Wasm {
 
     /// What it may ask for, each with the imports that say so.
     pub fn capabilities(&self) -> Vec<(Capability, Vec<&str>)> {
-        let mut found: Vec<(Capability, Vec<&str>)> = Vec::new();
-        for import in &self.imports {
-            if let Some(capability) = Capability::of(import) {
-                match found.iter_mut().find(|(known, _)| *known == capability) {
-                    Some((_, imports)) => imports.push(import),
-                    None => found.push((capability, vec![import])),
-                }
+        capabilities(&self.imports)
+    }
+}
+
+/// What these imports ask for, each with those that say so.
+pub(crate) fn capabilities(imports: &[String]) -> Vec<(Capability, Vec<&str>)> {
+    let mut found: Vec<(Capability, Vec<&str>)> = Vec::new();
+    for import in imports {
+        if let Some(capability) = Capability::of(import) {
+            match found.iter_mut().find(|(known, _)| *known == capability) {
+                Some((_, imports)) => imports.push(import),
+                None => found.push((capability, vec![import])),
             }
         }
-        found.sort_by_key(|(capability, _)| *capability);
-        found
     }
+    found.sort_by_key(|(capability, _)| *capability);
+    found
+}
 
-    /// Whether it imports all there is, used or not, as guests in Python do: then its
-    /// imports do not say what it does.
-    pub fn imports_everything(&self) -> bool {
-        self.capabilities().len() >= Capability::ALL.len() - 1
+/// Whether these are all that there is, used or not, as guests in Python import: then they
+/// do not say what a guest does.
+pub(crate) fn is_everything(capabilities: &[(Capability, Vec<&str>)]) -> bool {
+    capabilities.len() >= Capability::ALL.len() - 1
+}
+
+/// What a file imports, once it is a component. Passes over what is in a component, which is
+/// nearly all of it.
+///
+/// # Errors
+/// As [`Wasm::read`].
+pub(crate) fn imports(path: &Path) -> Result<Vec<String>, Error> {
+    let refused = |message: String| Error::Inspect { path: path.to_owned(), message };
+    let unread = |cause| Error::file("read", path)(cause);
+    let mut file = File::open(path).map_err(unread)?;
+    let size_bytes = file.metadata().map_err(unread)?.len();
+    let (mut parser, mut read, mut found) = (Parser::new(0), Vec::new(), Vec::new());
+    let mut is_whole = false;
+    loop {
+        let (consumed_bytes, passed_over_bytes) = match parser.parse(&read, is_whole) {
+            Err(error) => return Err(refused(error.to_string())),
+            Ok(Chunk::NeedMoreData(wanted_bytes)) => {
+                let before = read.len();
+                file.by_ref().take(wanted_bytes.max(READ_BYTES)).read_to_end(&mut read).map_err(unread)?;
+                // The parser says so if it must not end here.
+                is_whole = read.len() == before;
+                continue;
+            }
+            Ok(Chunk::Parsed { consumed, payload }) => match payload {
+                Payload::Version { encoding: Encoding::Module, .. } => {
+                    return Wasm::read(path).map(|wasm| wasm.imports);
+                }
+                Payload::ComponentImportSection(imports) => {
+                    for import in imports {
+                        let import = import.map_err(|error| refused(error.to_string()))?;
+                        found.push(import.name.name.to_owned());
+                    }
+                    (consumed, 0)
+                }
+                Payload::ModuleSection { unchecked_range, .. }
+                | Payload::ComponentSection { unchecked_range, .. } => (consumed, unchecked_range.len()),
+                Payload::End(_) => return Ok(found),
+                _ => (consumed, 0),
+            },
+        };
+        read.drain(..consumed_bytes);
+        let read_bytes = passed_over_bytes.min(read.len());
+        read.drain(..read_bytes);
+        if passed_over_bytes > read_bytes {
+            let unread_bytes = i64::try_from(passed_over_bytes - read_bytes).unwrap_or(i64::MAX);
+            if file.seek(SeekFrom::Current(unread_bytes)).map_err(unread)? > size_bytes {
+                return Err(refused("unexpected end".into()));
+            }
+        }
     }
 }
 
@@ -297,7 +360,37 @@ mod tests {
         assert!(wasm.sizes.data_bytes >= 10 && wasm.sizes.code_bytes > 0);
         let found: Vec<_> = wasm.capabilities().into_iter().map(|(capability, _)| capability).collect();
         assert_eq!(found, [Capability::KeyValue, Capability::Http]);
-        assert!(!wasm.imports_everything());
+        assert!(!is_everything(&wasm.capabilities()));
         assert!(Wasm::of(b"text").is_err());
+    }
+
+    #[test]
+    fn imports_are_found_without_reading_what_is_in_a_component() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.wasm");
+        let imports_of = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            imports(&path)
+        };
+        let data = "x".repeat(100_000);
+        let component = wat::parse_str(format!(
+            r#"(component
+                (import "a:a/one@1.0.0" (instance))
+                (component (import "inner" (func)))
+                (core module (memory 2) (data (i32.const 0) "{data}"))
+                (import "a:a/two@1.0.0" (instance))
+                (core module (func (export "f"))))"#
+        ))
+        .unwrap();
+        assert_eq!(imports_of(&component).unwrap(), ["a:a/one@1.0.0", "a:a/two@1.0.0"]);
+        assert_eq!(imports_of(&component).unwrap(), Wasm::of(&component).unwrap().imports);
+        let module = r#"(module (memory (export "memory") 1) (func (export "_start")))"#;
+        let module = wat::parse_str(module).unwrap();
+        assert_eq!(imports_of(&module).unwrap(), Wasm::of(&module).unwrap().imports);
+        // Torn in a section, or in what is passed over.
+        for length in [0, 7, 9, 50_000, component.len() - 1] {
+            assert!(imports_of(&component[..length]).is_err(), "{length}");
+        }
+        assert!(imports_of(b"no WebAssembly at all").is_err());
     }
 }

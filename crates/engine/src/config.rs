@@ -254,6 +254,9 @@ impl EngineConfig {
                 // work: there are thousands, of a few instructions each.
                 config.cranelift_opt_level(OptLevel::None);
                 config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+                // A tenth of an image, which nobody needs who has no lines: what has is
+                // optimized at once.
+                config.generate_address_map(false);
                 BASELINE_WASM_STACK_BYTES
             }
         };

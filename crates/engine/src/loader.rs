@@ -7,7 +7,7 @@ use std::{
     ops::Deref,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -107,11 +107,17 @@ struct Known {
     source: Option<Source>,
 }
 
-/// The content of a source.
+/// The content of a source. It is given away once, so that its memory is free as soon as
+/// possible: others need it.
 struct Source {
-    bytes: Arc<Vec<u8>>,
-    /// If taking it apart was begun before it was known whether that is needed.
-    begun: Mutex<Option<Begun<Split>>>,
+    size_bytes: usize,
+    content: Mutex<Option<Content>>,
+}
+
+enum Content {
+    Bytes(Arc<Vec<u8>>),
+    /// Taking it apart was begun before it was known whether that is needed.
+    Begun(Begun<Split>),
 }
 
 /// How an image is to be made.
@@ -124,8 +130,12 @@ enum Wanted {
 }
 
 impl Source {
-    fn begun(&self) -> MutexGuard<'_, Option<Begun<Split>>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(size_bytes: usize, content: Content) -> Self {
+        Self { size_bytes, content: Mutex::new(Some(content)) }
+    }
+
+    fn take(&self) -> Option<Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -189,7 +199,7 @@ impl Engine {
     /// not compile, cannot be stored.
     pub fn load(&self, source: &[u8]) -> Result<LoadedComponent, Error> {
         let digest = Digest::of(source);
-        let source = Source { bytes: Arc::new(source.to_vec()), begun: Mutex::default() };
+        let source = Source::new(source.len(), Content::Bytes(Arc::new(source.to_vec())));
         self.load_with_digest(&source, digest, || {})
     }
 
@@ -271,21 +281,23 @@ impl Engine {
 
     fn read(&self, path: &Path) -> Result<(Source, Known), Error> {
         let (identity, is_settled, bytes) = read_source(path, self.max_source_bytes)?;
-        let source = Source { bytes: Arc::new(bytes), begun: Mutex::default() };
+        let bytes = Arc::new(bytes);
         // A person waits. That there is an image of what was never read is rare.
-        if self.compiler == Compiler::Tiered && source.bytes.len() >= LEAST_SHARED_BYTES {
-            source.begun().replace(self.take_apart(&source)?);
-        }
-        let digest = Digest::of(&source.bytes);
+        let content = if self.compiler == Compiler::Tiered && bytes.len() >= LEAST_SHARED_BYTES {
+            Content::Begun(self.take_apart(bytes.clone())?)
+        } else {
+            Content::Bytes(bytes.clone())
+        };
+        let (source, digest) = (Source::new(bytes.len(), content), Digest::of(&bytes));
         if let (Some(images), true) = (&self.images, is_settled) {
             images.sources().insert(&identity, digest);
         }
         Ok((source, Known { digest, identity: Some(identity), source: None }))
     }
 
-    fn take_apart(&self, source: &Source) -> Result<Begun<Split>, Error> {
-        let (bytes, is_debugged) = (source.bytes.clone(), self.has_debug_info);
-        compile::beside(move || Split::of(bytes, is_debugged))
+    fn take_apart(&self, source: Arc<Vec<u8>>) -> Result<Begun<Split>, Error> {
+        let is_debugged = self.has_debug_info;
+        compile::beside(move || Split::of(source, is_debugged))
     }
 
     fn load_source(
@@ -295,7 +307,7 @@ impl Engine {
         before_compiling: impl FnOnce(usize),
     ) -> Result<LoadedComponent, Error> {
         let load = |source: &Source, digest| {
-            self.load_with_digest(source, digest, || before_compiling(source.bytes.len()))
+            self.load_with_digest(source, digest, || before_compiling(source.size_bytes))
         };
         let (loaded, identity) = match &known.source {
             Some(source) => (load(source, known.digest)?, known.identity),
@@ -367,8 +379,11 @@ impl Engine {
         before_compiling: impl FnOnce(),
     ) -> Result<Made, Error> {
         let started = Instant::now();
-        let begun = source.begun().take();
-        let begun = begun.map_or_else(|| self.take_apart(source), Ok)?;
+        let begun = match source.take() {
+            Some(Content::Begun(begun)) => begun,
+            Some(Content::Bytes(bytes)) => self.take_apart(bytes)?,
+            None => return Err(Error::Compile { message: "it was compiled already".into() }),
+        };
         let mut split = begun.wait(self.max_compile_time)?;
         let mut made = match split.shared.take() {
             Some((code, beginning)) => {
@@ -458,8 +473,9 @@ impl Engine {
     fn compile_split(&self, split: &Split, wanted: Wanted) -> Result<(Vec<u8>, EngineKind), Error> {
         let (component, flavor, engines) = (split.component.clone(), split.flavor, self.engines.clone());
         let tier = match wanted {
-            Wanted::Soon => self.compiler.tier(split.is_large),
-            Wanted::Optimized => Tier::Optimized,
+            // Baseline code knows no lines.
+            Wanted::Soon if !split.has_lines => self.compiler.tier(split.is_large),
+            Wanted::Soon | Wanted::Optimized => Tier::Optimized,
         };
         compile::compile(self.max_compile_time, wanted.urgency(), split.is_large, move || {
             if tier == Tier::Baseline {
@@ -742,13 +758,15 @@ mod tests {
     fn what_is_large_or_has_to_be_is_of_the_baseline_tier_if_it_can() {
         let (small, large) = (source(0, ""), source(LEAST_SHARED_BYTES, ""));
         let impossible = source(LEAST_SHARED_BYTES, TAIL_CALL);
+        let lines = source(LEAST_SHARED_BYTES, r#"(@custom ".debug_line" "")"#);
         let tiers = |compiler| {
             let engine = engine(compiler, None);
-            [&small, &large, &impossible].map(|source| tier(&engine, source))
+            [&small, &large, &impossible, &lines].map(|source| tier(&engine, source))
         };
-        assert_eq!(tiers(Compiler::Optimized), [Tier::Optimized; 3]);
-        assert_eq!(tiers(Compiler::Tiered), [Tier::Optimized, Tier::Baseline, Tier::Optimized]);
-        assert_eq!(tiers(Compiler::Baseline), [Tier::Baseline, Tier::Baseline, Tier::Optimized]);
+        let (optimized, baseline) = (Tier::Optimized, Tier::Baseline);
+        assert_eq!(tiers(Compiler::Optimized), [optimized; 4]);
+        assert_eq!(tiers(Compiler::Tiered), [optimized, baseline, optimized, optimized]);
+        assert_eq!(tiers(Compiler::Baseline), [baseline, baseline, optimized, optimized]);
         let debugged =
             EngineConfig { compiler: Compiler::Baseline, debug_info: true, ..EngineConfig::default() };
         assert_eq!(tier(&Engine::new(&debugged, None).unwrap(), &large), Tier::Optimized);

@@ -8,6 +8,8 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use wasmparser::{Parser, Payload};
+
 use crate::{
     Digest, Error, Flavor,
     code::{self, Beginning, Code, LEAST_SHARED_BYTES},
@@ -17,6 +19,9 @@ use crate::{
     threads,
 };
 
+/// The section of a core module with the lines of its source.
+const DEBUG_LINES: &str = ".debug_line";
+
 /// A component, taken apart.
 pub(crate) struct Split {
     /// The flavor of the engine that what is compiled is for.
@@ -25,6 +30,8 @@ pub(crate) struct Split {
     pub(crate) component: Arc<Vec<u8>>,
     /// Whether that takes noticeable time.
     pub(crate) is_large: bool,
+    /// Whether it says which instruction is of which line of its source.
+    pub(crate) has_lines: bool,
     /// What its memory begins with, if that was taken out.
     pub(crate) contents: Option<Contents>,
     /// Whether its instances can be rewound.
@@ -42,22 +49,31 @@ impl Split {
     pub(crate) fn of(source: Arc<Vec<u8>>, is_debugged: bool) -> Result<Self, Error> {
         let Normalized { component, flavor } = normalize::normalize(&source)?;
         let component = match component {
-            Cow::Owned(component) => Arc::new(component),
+            Cow::Owned(component) => {
+                // Others need its memory.
+                drop(source);
+                Arc::new(component)
+            }
             Cow::Borrowed(_) => source,
         };
+        let has_lines = has_lines(&component)?;
         // Debug information says where each byte of code is.
         let extracted = if is_debugged { None } else { snapshot::extract(&component)? };
         if let Some(extracted) = extracted
-            && let Some(split) = Self::without_contents(extracted, flavor.with_snapshot())?
+            && let Some(split) = Self::without_contents(extracted, flavor.with_snapshot(), has_lines)?
         {
             return Ok(split);
         }
         let is_large = component.len() >= LEAST_SHARED_BYTES;
-        Ok(Self { flavor, component, is_large, contents: None, can_rewind: false, shared: None })
+        Ok(Self { flavor, component, is_large, has_lines, contents: None, can_rewind: false, shared: None })
     }
 
     /// `None` if nothing is gained by the memory's contents being apart.
-    fn without_contents(extracted: Extracted, flavor: Flavor) -> Result<Option<Self>, Error> {
+    fn without_contents(
+        extracted: Extracted,
+        flavor: Flavor,
+        has_lines: bool,
+    ) -> Result<Option<Self>, Error> {
         let Extracted { component, contents, data_bytes } = extracted;
         let has_much_data = data_bytes >= LARGE_CONTENTS_BYTES;
         let is_large = component.len() >= LEAST_SHARED_BYTES;
@@ -65,6 +81,7 @@ impl Split {
             flavor,
             component: Arc::new(component),
             is_large,
+            has_lines,
             contents: Some(contents),
             can_rewind,
             shared,
@@ -94,4 +111,15 @@ impl Split {
         }
         Ok(None)
     }
+}
+
+fn has_lines(component: &[u8]) -> Result<bool, Error> {
+    for payload in Parser::new(0).parse_all(component) {
+        if let Payload::CustomSection(section) = payload.map_err(normalize::invalid)?
+            && section.name() == DEBUG_LINES
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -1155,7 +1155,8 @@ impl Checker<'_> {
             }),
         });
         let limits = self.within("limits", |checker| checker.limits(wisp.limits.as_ref()));
-        WispComponentSettings { reuse, limits }
+        let omits_spin_headers = wisp.spin_headers.as_ref().is_some_and(|has| !has.value);
+        WispComponentSettings { reuse, omits_spin_headers, limits }
     }
 
     fn limits(&mut self, limits: Option<&raw::Limits>) -> Limits {

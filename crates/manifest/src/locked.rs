@@ -455,6 +455,9 @@ impl LockedComponent {
                 json!({ "max_requests": reuse.max_requests, "idle_timeout": duration(reuse.idle_timeout) });
             settings.insert("reuse".to_owned(), reuse);
         }
+        if component.wisp.omits_spin_headers {
+            settings.insert("spin_headers".to_owned(), json!(false));
+        }
         put_limits(&mut settings, &component.wisp.limits);
         put_table(&mut wisp, "settings", settings);
         put_table(&mut wisp, "tools", tools(&component.tools));

@@ -414,6 +414,8 @@ pub struct WispComponentSettings {
     /// Whether an instance may serve more than one request. Without it, no
     /// request ever sees what another left in memory.
     pub reuse: Option<Reuse>,
+    /// Whether requests come without the `spin-*` headers, which guests of Spin expect.
+    pub omits_spin_headers: bool,
     /// Limits, with those of the app filled in where it sets none.
     pub limits: Limits,
 }

@@ -129,6 +129,9 @@ table! {
         /// Whether an instance may serve more than one request, which then see
         /// what earlier ones left in memory. Not unless it is asked for.
         reuse: Option<At<Reuse>>,
+        /// Whether requests have the `spin-*` headers. They have unless this is false:
+        /// guests of Spin expect them, for others they are a fifth of a small request.
+        spin_headers: Option<At<bool>>,
         /// Limits of the component. They can only tighten the operator's.
         limits: Option<Limits>,
     }

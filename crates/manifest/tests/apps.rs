@@ -206,6 +206,7 @@ fn executors_and_reuse_have_defaults() {
         [component.a]
         source = "a.wasm"
         tool.wisp.reuse = false
+        tool.wisp.spin_headers = false
         [component.b]
         source = "b.wasm"
         tool.wisp.reuse = { max_requests = 3 }
@@ -221,6 +222,7 @@ fn executors_and_reuse_have_defaults() {
     assert_eq!(executors[0], &Executor::Http);
     assert!(matches!(executors[1], Executor::Wagi(wagi) if wagi.argv == "${SCRIPT_NAME} ${ARGS}"));
     assert_eq!(app.components["a"].wisp.reuse, None);
+    assert!(app.components["a"].wisp.omits_spin_headers && !app.components["b"].wisp.omits_spin_headers);
     assert_eq!(
         app.components["b"].wisp.reuse,
         Some(Reuse { max_requests: 3, idle_timeout: Reuse::DEFAULT_IDLE_TIMEOUT })

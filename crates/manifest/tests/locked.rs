@@ -110,6 +110,7 @@ fn the_form_is_that_of_spin() {
         sqlite_databases = ["default"]
         [component.a.tool.wisp]
         reuse = true
+        spin_headers = false
         [[trigger.http]]
         route = "/b"
         component = "b"
@@ -142,7 +143,12 @@ fn the_form_is_that_of_spin() {
                     "allowed_outbound_hosts": ["http://b.spin.internal"],
                     "key_value_stores": ["default"],
                     "databases": ["default"],
-                    "wisp": { "settings": { "reuse": { "max_requests": 128, "idle_timeout": "1s" } } },
+                    "wisp": {
+                        "settings": {
+                            "reuse": { "max_requests": 128, "idle_timeout": "1s" },
+                            "spin_headers": false,
+                        }
+                    },
                 },
                 "source": { "content_type": "application/wasm", "source": "a.wasm" },
                 "env": { "MODE": "fast" },

@@ -536,6 +536,7 @@ impl Runtime {
             grants: Arc::new(grants),
             executor: wanted.executor.clone(),
             reuse: component.wisp.reuse.or(settings.reuse),
+            omits_spin_headers: component.wisp.omits_spin_headers,
             limits: component_limits(&limits),
             kept,
         })

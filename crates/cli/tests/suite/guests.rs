@@ -61,6 +61,19 @@ fn sees_requests(name: &str) {
     }
 }
 
+#[test]
+fn a_guest_may_do_without_the_headers_of_spin() {
+    let name = "rust-wstd";
+    if guest(name).is_none() {
+        return;
+    }
+    let app = App::of(name, &format!("[component.{name}.tool.wisp]\nspin_headers = false")).start();
+    let sent = [("x-mine", "yes"), ("spin-client-addr", "1.2.3.4:5"), ("Spin-Else", "no")];
+    let seen = app.request("GET", "/echo-request", &sent, b"").json();
+    let names = seen["headers"].to_string();
+    assert!(names.contains("x-mine") && !names.contains("spin-"), "{names}");
+}
+
 macro_rules! guests {
     ($($test:ident: $name:literal greets $greeting:literal;)*) => {
         $(

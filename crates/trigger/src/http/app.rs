@@ -359,7 +359,11 @@ impl HttpApp {
                 }
                 shape::check_headers(&parts.headers)?;
                 let trace = self.trace(component, Some(route), &mut parts, &uri, connection);
-                shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, connection);
+                if component.omits_spin_headers {
+                    shape::remove_headers(&mut parts.headers);
+                } else {
+                    shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, connection);
+                }
                 parts.uri = uri.clone();
                 Ok(component.answer(http::Request::from_parts(parts, body), trace).await)
             }
@@ -443,7 +447,12 @@ impl HttpApp {
                 };
                 let uri = shape::absolute_uri(&parts.uri, &HeaderMap::new(), &connection).map_err(invalid)?;
                 let trace = self.trace(component, None, &mut parts, &uri, &connection);
-                shape::add_local_headers(&mut parts.headers, &uri, &connection);
+                shape::remove_internal_host(&mut parts.headers);
+                if component.omits_spin_headers {
+                    shape::remove_headers(&mut parts.headers);
+                } else {
+                    shape::add_local_headers(&mut parts.headers, &uri, &connection);
+                }
                 parts.uri = uri;
                 component.answer(http::Request::from_parts(parts, body), trace).await
             }
@@ -458,7 +467,12 @@ impl HttpApp {
                             return Ok(status(StatusCode::NOT_FOUND).map(ResponseBody::into_wasi));
                         };
                         let trace = self.trace(component, Some(route), &mut parts, &uri, &connection);
-                        shape::add_headers(&mut parts.headers, &uri, &route.headers, &matched, &connection);
+                        if component.omits_spin_headers {
+                            shape::remove_headers(&mut parts.headers);
+                        } else {
+                            let headers = &mut parts.headers;
+                            shape::add_headers(headers, &uri, &route.headers, &matched, &connection);
+                        }
                         parts.uri = uri.clone();
                         component.answer(http::Request::from_parts(parts, body), trace).await
                     }

@@ -77,6 +77,8 @@ pub struct ComponentSpec {
     pub executor: Executor,
     /// Whether an instance may serve more than one request.
     pub reuse: Option<Reuse>,
+    /// Whether its requests come without the `spin-*` headers.
+    pub omits_spin_headers: bool,
     /// What bounds its requests.
     pub limits: ComponentLimits,
     /// What has to exist for as long as a request may run.
@@ -93,6 +95,9 @@ pub(super) struct Component {
     entry: Entry,
     executor: Executor,
     reuse: Option<Reuse>,
+    /// Whether requests are given to it without the `spin-*` headers. A command's
+    /// environment is made of them.
+    pub(super) omits_spin_headers: bool,
     limits: ComponentLimits,
     gate: Arc<Gate>,
     tracker: TaskTracker,
@@ -114,6 +119,7 @@ impl Component {
         Ok(Self {
             pulse: engine.pulse().clone(),
             entry,
+            omits_spin_headers: spec.omits_spin_headers && spec.executor == Executor::Http,
             executor: spec.executor,
             reuse: spec.reuse,
             gate: Gate::new(
@@ -149,6 +155,7 @@ impl Component {
             entry: Entry::link(linker, id.as_str(), &loaded, &self.executor, self.reuse)?,
             executor: self.executor.clone(),
             reuse: self.reuse,
+            omits_spin_headers: self.omits_spin_headers,
             limits: self.limits,
             gate: self.gate.clone(),
             tracker: self.tracker.clone(),

@@ -146,13 +146,28 @@ pub(super) fn add_headers(
 /// whole path is path information.
 pub(super) fn add_local_headers(headers: &mut HeaderMap, uri: &Uri, connection: &Connection) {
     headers.remove(header::CONNECTION);
-    if headers.get(header::HOST).is_some_and(|host| is_internal_host(host.as_bytes())) {
-        headers.remove(header::HOST);
-    }
     headers.insert(PATH_INFO, value(uri.path()));
     headers.insert(FULL_URL, full_url(uri));
     headers.insert(BASE_PATH, HeaderValue::from_static("/"));
     headers.insert(CLIENT_ADDRESS, connection.client.clone());
+}
+
+/// Removes headers that concern only the connection, for a guest that has not asked to be told
+/// how it was reached; and what a client says about that, which it might believe.
+pub(super) fn remove_headers(headers: &mut HeaderMap) {
+    headers.remove(header::CONNECTION);
+    let is_ours = |name: &&HeaderName| name.as_str().starts_with("spin-");
+    let sent: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
+    for name in sent {
+        headers.remove(name);
+    }
+}
+
+/// Removes the name by which one component calls another.
+pub(super) fn remove_internal_host(headers: &mut HeaderMap) {
+    if headers.get(header::HOST).is_some_and(|host| is_internal_host(host.as_bytes())) {
+        headers.remove(header::HOST);
+    }
 }
 
 fn is_internal_host(host: &[u8]) -> bool {
