@@ -63,7 +63,7 @@ fn sees_requests(name: &str) {
 
 #[test]
 fn a_guest_may_do_without_the_headers_of_spin() {
-    let name = "rust-wstd";
+    let name = "rust-sdk6";
     if guest(name).is_none() {
         return;
     }
