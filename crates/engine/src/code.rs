@@ -46,9 +46,6 @@ pub(crate) const LEAST_SHARED_BYTES: usize = 1 << 20;
 /// A Python guest has 2 KiB of them.
 const MAX_VARIABLES_BYTES: usize = 32 << 10;
 
-/// The section of a component that holds a core module.
-const CORE_MODULE_SECTION: u8 = 1;
-
 /// Sections that have no influence on what is compiled. Of those that are not here, some
 /// have (names of functions, lines, hints), and the others make for code of its own.
 const INERT_SECTIONS: [&str; 4] = ["component-name", "producers", "target_features", "dylink.0"];
@@ -144,10 +141,9 @@ pub(crate) fn separate(component: &[u8], takes_variables: bool) -> Result<Option
         match payload {
             Payload::ModuleSection { unchecked_range, .. } => {
                 let module = normalize::nested(bytes, &unchecked_range);
-                output.push(CORE_MODULE_SECTION);
                 let variables = takes_variables.then_some(&mut variables);
                 let used = used.next();
-                normalize::with_length(&mut output, |output| {
+                normalize::core_module(&mut output, |output| {
                     separate_module(module, memory.code_pages, used, variables, output)
                 })?;
             }

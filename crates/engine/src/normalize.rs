@@ -35,6 +35,9 @@ use crate::{Error, Flavor};
 /// The version suffix of the release candidate that is adapted.
 const RELEASE_CANDIDATE: &str = "@0.3.0-rc-2026-03-15";
 
+/// The section of a component that holds a core module.
+const CORE_MODULE_SECTION: u8 = 1;
+
 /// Every WebAssembly file begins with this.
 const WASM_MAGIC: &[u8; 4] = b"\0asm";
 
@@ -271,6 +274,15 @@ pub(crate) fn sections(component: &[u8]) -> impl Iterator<Item = Result<(Payload
 /// What is nested in a section: its last bytes, as many as this range.
 pub(crate) fn nested<'bytes>(section: &'bytes [u8], range: &Range<usize>) -> &'bytes [u8] {
     &section[section.len() - range.len()..]
+}
+
+/// Writes the section of a component that holds a core module.
+pub(crate) fn core_module(
+    output: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    output.push(CORE_MODULE_SECTION);
+    with_length(output, write)
 }
 
 /// Writes something with its length before it, which takes as many bytes as any may: so

@@ -67,9 +67,6 @@ mod section {
     pub(super) const CODE: u8 = 10;
 }
 
-/// The section of a component that holds a core module.
-const CORE_MODULE_SECTION: u8 = 1;
-
 /// The instruction that sets an element of a table, whose number follows.
 const TABLE_SET: u8 = 0x26;
 
@@ -142,8 +139,7 @@ pub(crate) fn prepare(component: &[u8], values: InitialValues) -> Result<Option<
                 if facts.variables.is_empty() {
                     output.extend_from_slice(bytes);
                 } else if facts.has_sections {
-                    output.push(CORE_MODULE_SECTION);
-                    normalize::with_length(&mut output, |output| {
+                    normalize::core_module(&mut output, |output| {
                         with_rewind(module, &facts, &mut next_bytes, output)
                     })?;
                 } else {

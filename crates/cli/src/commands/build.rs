@@ -27,9 +27,6 @@ use super::{
 };
 use crate::{error::Error, output};
 
-/// How much less priority work has that ends before the compiler does in any case.
-const NICE: i32 = 19;
-
 /// How often the line of what is going on is drawn anew.
 const SPINNER_PERIOD: Duration = Duration::from_millis(100);
 
@@ -167,7 +164,7 @@ impl Build {
         // That reads all files once more: behind the compiler.
         let (missing, checked) = wisp_engine::both(
             || {
-                drop(wisp_engine::lower_priority(NICE));
+                build::give_way();
                 verify::not_granted(app, &self.from)
             },
             || verify::check_imports(&runtime, app).map_err(Error::Load),

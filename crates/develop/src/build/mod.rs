@@ -169,7 +169,7 @@ pub fn build(app: &App, settings: &Settings, progress: &dyn Progress) -> Result<
 }
 
 /// Does the rest of this thread's work behind that which somebody waits for.
-fn give_way() {
+pub fn give_way() {
     // It works as well without.
     drop(wisp_engine::lower_priority(NICE));
 }

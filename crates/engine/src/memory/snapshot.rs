@@ -33,9 +33,6 @@ const MAX_CONTENTS_BYTES: usize = 256 << 20;
 /// The size of a page of WebAssembly memory.
 pub(crate) const WASM_PAGE_BYTES: u64 = 64 << 10;
 
-/// Section identifiers of the binary formats.
-const CORE_MODULE_SECTION: u8 = 1;
-
 /// A component without its memory's contents, and those contents.
 pub(crate) struct Extracted {
     pub(crate) component: Vec<u8>,
@@ -72,8 +69,7 @@ pub(crate) fn extract(component: &[u8]) -> Result<Option<Extracted>, Error> {
         match payload {
             Payload::ModuleSection { .. } => {
                 if module_index == found.module_index {
-                    output.push(CORE_MODULE_SECTION);
-                    normalize::with_length(&mut output, |output| without_data(found.module, output))?;
+                    normalize::core_module(&mut output, |output| without_data(found.module, output))?;
                 } else {
                     output.extend_from_slice(bytes);
                 }
