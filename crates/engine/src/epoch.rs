@@ -128,8 +128,37 @@ fn cpu_since_reading_ns() -> u64 {
 /// CPU time of this thread.
 fn thread_cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    let (seconds, nanoseconds) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
-    seconds.unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanoseconds.unwrap_or(0))
+    nanoseconds(time.tv_sec, time.tv_nsec)
+}
+
+fn nanoseconds(seconds: i64, rest: i64) -> u64 {
+    let (seconds, rest) = (u64::try_from(seconds).unwrap_or(0), u64::try_from(rest).unwrap_or(0));
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+}
+
+/// The CPU clock of one thread, for others to read.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadClock(libc::clockid_t);
+
+impl ThreadClock {
+    /// That of the calling thread; `None` if it has none.
+    pub fn of_this_thread() -> Option<Self> {
+        let mut id = 0;
+        // SAFETY: the thread is the calling one, and the place for the answer is ours.
+        let result = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) };
+        (result == 0).then_some(Self(id))
+    }
+
+    /// CPU time of the thread, as far as it has come; nothing once it has ended.
+    pub fn read(self) -> Duration {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel checks the clock, and the place for the answer is ours.
+        let result = unsafe { libc::clock_gettime(self.0, &raw mut time) };
+        if result != 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_nanos(nanoseconds(time.tv_sec, time.tv_nsec))
+    }
 }
 
 /// Has the guests of a store give way when their slice is used up.

@@ -88,7 +88,7 @@ mod usage;
 
 pub use config::{Compiler, EngineConfig, EngineKind, Flavor, Tier};
 pub use digest::Digest;
-pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, SliceEnd, preempt};
+pub use epoch::{EPOCH_TICK_MS, Pulse, SLICE, Slice, SliceEnd, ThreadClock, preempt};
 pub use error::Error;
 pub use file_identity::FileIdentity;
 pub use image_store::ImageStore;
@@ -96,7 +96,7 @@ pub use images::{MappedImage, MappedTotals};
 pub use limiter::{InstanceLimits, Limiter};
 pub use loader::{Engine, LoadedComponent, Origin, compile_file};
 pub use memory::{LentMemory, MemoryPool, OneThread};
-pub use priority::{lower_priority, prefer_short_slices};
+pub use priority::{lower_priority, prefer_short_slices, use_idle_cores};
 pub use rewind::Rewinder;
 pub use signature::{SigningKey, VerifyingKey};
 pub use threads::{both, cores_count, thread_number};

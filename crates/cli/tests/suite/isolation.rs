@@ -1,7 +1,11 @@
 //! What one request leaves behind for another: nothing, unless its author asked
 //! for it. What one component does to another: nothing.
 
-use std::{thread, time::Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Instant,
+};
 
 use crate::harness::{App, PROBES, Running, SDK_PROBES, available, have};
 
@@ -153,6 +157,32 @@ fn others_are_served_while_guests_loop() {
         let line = app.stderr.wait_for_text("WISP-E0412");
         assert!(line.contains("component=loop") && line.contains("3s"), "{guest}: {line}");
     }
+}
+
+#[test]
+fn guests_compute_on_a_machine_that_others_keep_busy() {
+    let guest = PROBES[0];
+    if !have(&[guest]) {
+        return;
+    }
+    let limits = format!("[component.{guest}.tool.wisp]\nlimits = {{ cpu_time = \"20ms\" }}");
+    let app = App::of(guest, &limits).environment("WISP_LOG", "wisp_trigger=debug").start();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // More than there are cores, at usual priority.
+        for _ in 0..thread::available_parallelism().unwrap().get() * 2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let response = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| app.get("/spin").status));
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(response.unwrap(), 504);
+    });
+    app.stderr.wait_for_text("crew=Entitled");
+    app.stderr.wait_for_text("WISP-E0415");
 }
 
 #[test]

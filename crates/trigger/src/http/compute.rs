@@ -17,8 +17,8 @@
 //!
 //! # The last core
 //!
-//! A worker that wakes takes its core from a compute thread; but to be taken from takes
-//! its moment, and whoever computes leaves cold caches. So while workers run requests of
+//! A worker that wakes takes its core from a compute thread; but whoever computes leaves
+//! cold caches. So while workers run requests of
 //! their own, one core is kept for them where there are several: the last compute thread
 //! waits until none came for [`KEPT_TIME`].
 //!
@@ -33,9 +33,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -45,17 +46,19 @@ use std::{
 
 use tokio::{
     runtime::{self, Handle},
-    sync::oneshot,
+    sync::{Notify, oneshot},
 };
-use wisp_engine::{Pulse, SLICE, Slice};
+use wisp_engine::{Pulse, SLICE, Slice, ThreadClock};
 
 use super::{
     account::Account,
     body::{GuestFailed, GuestFuture, Reply},
+    cores,
+    starvation::{LOOK_INTERVAL, Observer, Sight},
 };
 
-/// How much less priority compute threads have than workers (`nice`, which ends at 19):
-/// enough that a worker that wakes gets the core at once, not so much that a node whose
+/// How much less priority the second crew has than workers (`nice`, which ends at 19):
+/// enough that a worker that wakes gets the core as a rule, not so much that a node whose
 /// workers are busy stops computing.
 const NICE: i32 = 15;
 
@@ -67,6 +70,19 @@ const WAITING_NICE: i32 = 10;
 /// hundred requests a second keep it for a fifth of the time.
 const KEPT_TIME: Duration = Duration::from_millis(2);
 
+/// How long nothing was to be done when it is no longer looked how that goes.
+const CALM_TIME: Duration = Duration::from_secs(1);
+
+/// Which threads have their turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Crew {
+    /// Those that run on cores that nobody else wants.
+    #[default]
+    Idle,
+    /// Those that have a small claim to a core.
+    Entitled,
+}
+
 /// The lane's queue and who waits for it.
 pub(super) struct ComputeLane {
     queue: Mutex<Queue>,
@@ -74,8 +90,12 @@ pub(super) struct ComputeLane {
     max_running_count: usize,
     /// A worker has run a guest since this was looked at.
     has_worked: AtomicBool,
-    /// Told when there is work, or none will come any more.
-    news: Condvar,
+    /// Told when there is work, or none will come any more: each crew for itself.
+    news: [Condvar; 2],
+    /// What is to be seen of the first crew's threads.
+    idle_crew: Vec<Seen>,
+    /// Told when there is something to be looked at.
+    activity: Notify,
     pulse: Pulse,
     /// Where guests on the lane wait for connections and timers.
     runtime: Handle,
@@ -83,8 +103,19 @@ pub(super) struct ComputeLane {
     start: Instant,
 }
 
+/// What a thread shows of itself.
+#[derive(Default)]
+struct Seen {
+    /// Counts up when it begins to do something, and when it has done it.
+    turn: AtomicU64,
+    clock: OnceLock<ThreadClock>,
+}
+
 #[derive(Default)]
 struct Queue {
+    crew: Crew,
+    /// Whether somebody looks how the crew gets on.
+    is_watched: bool,
     ready: HashMap<u64, AppQueue>,
     /// Virtual time and number of apps in `ready`.
     order: BTreeSet<(u64, u64)>,
@@ -93,8 +124,8 @@ struct Queue {
     /// Guests to be dropped, which takes time where they have much memory.
     cancelled: Vec<GuestFuture>,
     is_closed: bool,
-    /// Threads that run a guest.
-    running_count: usize,
+    /// Threads of each crew that run a guest.
+    running_counts: [usize; 2],
     /// Until when a core is kept for workers; `None` before there was reason to.
     kept_until: Option<Instant>,
 }
@@ -157,17 +188,28 @@ impl ComputeThreads {
             queue: Mutex::default(),
             max_running_count: count.saturating_sub(1).max(1),
             has_worked: AtomicBool::new(false),
-            news: Condvar::new(),
+            news: [Condvar::new(), Condvar::new()],
+            idle_crew: (0..count).map(|_| Seen::default()).collect(),
+            activity: Notify::new(),
             pulse,
             runtime: handle,
             start: Instant::now(),
         });
+        lane.runtime.spawn(lane.clone().watch());
         let threads = Self { lane, _end: end };
         for number in 0..count {
             let lane = threads.lane.clone();
             thread::Builder::new().name(format!("wisp-compute-{number}")).spawn(move || {
+                if let Err(error) = wisp_engine::use_idle_cores() {
+                    tracing::debug!("a compute thread has a claim to a core: {error}");
+                    give_way(NICE);
+                }
+                lane.work(Crew::Idle, Some(&lane.idle_crew[number]));
+            })?;
+            let lane = threads.lane.clone();
+            thread::Builder::new().name(format!("wisp-relief-{number}")).spawn(move || {
                 give_way(NICE);
-                lane.work();
+                lane.work(Crew::Entitled, None);
             })?;
         }
         Ok(threads)
@@ -195,7 +237,9 @@ impl Drop for ComputeThreads {
         drop(queue);
         // Tasks may hold the last reference to what holds this.
         drop(left);
-        self.lane.news.notify_all();
+        for news in &self.lane.news {
+            news.notify_all();
+        }
     }
 }
 
@@ -223,7 +267,8 @@ impl ComputeLane {
 
     /// How long a thread that could run one more guest has to leave its core to workers.
     fn kept_for(&self, queue: &mut Queue) -> Option<Duration> {
-        if queue.running_count < self.max_running_count || queue.is_closed {
+        // Who of the other crew is in a slice has no core, or is about to end.
+        if queue.running_counts[queue.crew as usize] < self.max_running_count || queue.is_closed {
             return None;
         }
         let now = Instant::now();
@@ -236,8 +281,24 @@ impl ComputeLane {
     fn push(&self, task: Arc<Task>) {
         task.queued_ns.store(self.now_ns(), Ordering::Relaxed);
         self.pulse.press();
-        self.queue().push(task);
-        self.news.notify_one();
+        let mut queue = self.queue();
+        queue.push(task);
+        self.tell(queue);
+    }
+
+    /// Tells those who have their turn that there is something to do.
+    fn tell(&self, mut queue: MutexGuard<'_, Queue>) {
+        let crew = queue.crew;
+        let is_watched = mem::replace(&mut queue.is_watched, true);
+        drop(queue);
+        self.news(crew).notify_one();
+        if !is_watched {
+            self.activity.notify_one();
+        }
+    }
+
+    fn news(&self, crew: Crew) -> &Condvar {
+        &self.news[crew as usize]
     }
 
     /// Drops a guest, within the runtime: what it held may want to say goodbye.
@@ -248,38 +309,101 @@ impl ComputeLane {
     }
 
     /// One compute thread.
-    fn work(&self) {
+    fn work(&self, crew: Crew, seen: Option<&Seen>) {
+        if let (Some(seen), Some(clock)) = (seen, ThreadClock::of_this_thread()) {
+            // Set once: each thread has its own.
+            let _ = seen.clock.set(clock);
+        }
+        let turn = || {
+            if let Some(seen) = seen {
+                seen.turn.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let news = self.news(crew);
         let mut queue = self.queue();
         loop {
-            if let Some(guest) = queue.cancelled.pop() {
+            let has_turn = queue.crew == crew || queue.is_closed;
+            if has_turn && let Some(guest) = queue.cancelled.pop() {
                 drop(queue);
+                turn();
                 self.bury(guest);
+                turn();
                 queue = self.queue();
                 continue;
             }
-            if !queue.order.is_empty()
+            if has_turn
+                && !queue.order.is_empty()
                 && let Some(kept_for) = self.kept_for(&mut queue)
             {
-                let waited = self.news.wait_timeout(queue, kept_for);
+                let waited = news.wait_timeout(queue, kept_for);
                 (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let Some((task, charged_ns)) = queue.pop() else {
+            let Some((task, charged_ns)) = has_turn.then(|| queue.pop()).flatten() else {
                 if queue.is_closed {
                     return;
                 }
-                queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = news.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            queue.running_count += 1;
+            queue.running_counts[crew as usize] += 1;
             drop(queue);
+            turn();
             let account = task.reply.component().account.clone();
             let cpu_ns = task.run();
             drop(task);
+            turn();
             queue = self.queue();
-            queue.running_count -= 1;
+            queue.running_counts[crew as usize] -= 1;
             queue.correct(&account, charged_ns, account.virtual_ns_of(cpu_ns));
         }
+    }
+
+    /// While there is something to do: looks whether the first crew has time to do it, has
+    /// the second one take over if not, and sees to it that workers are not in its way.
+    async fn watch(self: Arc<Self>) {
+        let mut observer = Observer::new();
+        loop {
+            self.activity.notified().await;
+            let mut apart = cores::keep_apart();
+            let mut busy_at = Instant::now();
+            let mut swept_at = busy_at;
+            loop {
+                tokio::time::sleep(LOOK_INTERVAL).await;
+                let now = Instant::now();
+                let sights = self.idle_crew.iter().map(Seen::sight).collect();
+                let mut queue = self.queue();
+                let has_more = !queue.order.is_empty() || !queue.cancelled.is_empty();
+                if has_more || queue.running_counts != [0; 2] {
+                    busy_at = now;
+                } else if now.saturating_duration_since(busy_at) > CALM_TIME {
+                    queue.is_watched = false;
+                    break;
+                }
+                let crew = if observer.look(now, sights, has_more) { Crew::Entitled } else { Crew::Idle };
+                if mem::replace(&mut queue.crew, crew) != crew {
+                    drop(queue);
+                    tracing::debug!(?crew, "other threads compute from now on");
+                    self.news(crew).notify_all();
+                    // Where others want the cores, the kernel had better place workers.
+                    apart = if crew == Crew::Idle { cores::keep_apart() } else { None };
+                } else if now.saturating_duration_since(swept_at) > CALM_TIME
+                    && let Some(apart) = &apart
+                {
+                    drop(queue);
+                    swept_at = now;
+                    apart.let_go_others();
+                }
+            }
+            observer.rest();
+        }
+    }
+}
+
+impl Seen {
+    fn sight(&self) -> Sight {
+        let cpu = self.clock.get().map_or(Duration::ZERO, |clock| clock.read());
+        Sight { turn: self.turn.load(Ordering::Relaxed), cpu }
     }
 }
 
@@ -380,8 +504,9 @@ impl Task {
             let guest = state.guest.take();
             drop(state);
             if let Some(guest) = guest {
-                self.lane.queue().cancelled.push(guest);
-                self.lane.news.notify_one();
+                let mut queue = self.lane.queue();
+                queue.cancelled.push(guest);
+                self.lane.tell(queue);
             }
         }
     }
@@ -468,7 +593,7 @@ mod tests {
             ComputeThreads::start(count, engine.pulse().clone()).unwrap()
         };
         let threads = lane(2);
-        let mut queue = Queue { running_count: 1, ..Queue::default() };
+        let mut queue = Queue { running_counts: [1, 0], ..Queue::default() };
         assert_eq!(threads.lane().kept_for(&mut queue), None, "nobody needs it");
         threads.lane().note_worker();
         assert!(threads.lane().kept_for(&mut queue).is_some_and(|left| left <= KEPT_TIME));
@@ -476,7 +601,10 @@ mod tests {
         queue.kept_until = Some(Instant::now());
         assert_eq!(threads.lane().kept_for(&mut queue), None, "no request came since");
         threads.lane().note_worker();
-        queue.running_count = 0;
+        queue.crew = Crew::Entitled;
+        assert_eq!(threads.lane().kept_for(&mut queue), None, "who runs belongs to the other crew");
+        queue.crew = Crew::Idle;
+        queue.running_counts = [0; 2];
         assert_eq!(threads.lane().kept_for(&mut queue), None, "there are other cores");
 
         let alone = lane(1);

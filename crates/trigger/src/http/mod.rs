@@ -8,6 +8,7 @@ mod body;
 mod commons;
 mod component;
 mod compute;
+mod cores;
 mod executor;
 mod front;
 mod gather;
@@ -18,6 +19,7 @@ mod reuse;
 mod server;
 mod shape;
 mod share;
+mod starvation;
 mod tls;
 mod trace;
 

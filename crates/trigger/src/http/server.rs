@@ -46,6 +46,7 @@ use super::{
     app::BodyLimits,
     apps::{Apps, Found},
     body::{RequestBody, ResponseBody},
+    cores,
     front::{self, Arrival, Decision, Front, Observation, Observer},
     gather::{self, Gathered},
     listener::Listener,
@@ -413,6 +414,7 @@ impl Worker {
             // It waits a little longer for a core that a guest computes on.
             tracing::debug!("a worker cannot ask for short slices: {error}");
         }
+        let _worker = cores::Worker::join();
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
