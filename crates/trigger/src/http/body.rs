@@ -78,6 +78,9 @@ struct Exchange {
     response: Mutex<Option<GuestResponse>>,
     /// Who waits for a guest that is polled elsewhere.
     watcher: AtomicWaker,
+    /// The guest has a slice elsewhere; it has answered during that.
+    is_in_slice: AtomicBool,
+    has_answered: AtomicBool,
     /// Nobody waits for the guest any more.
     is_abandoned: AtomicBool,
     usage: Usage,
@@ -101,6 +104,8 @@ impl Reply {
         Self(Arc::new(Exchange {
             response: Mutex::default(),
             watcher: AtomicWaker::new(),
+            is_in_slice: AtomicBool::new(false),
+            has_answered: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
             usage: Usage::default(),
             component: component.clone(),
@@ -112,7 +117,25 @@ impl Reply {
 
     pub(super) fn set(&self, response: GuestResponse) {
         *self.0.response.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
-        self.0.watcher.wake();
+        // It is the guest's thread that is here.
+        if self.0.is_in_slice.load(Ordering::Relaxed) {
+            self.0.has_answered.store(true, Ordering::Relaxed);
+        } else {
+            self.0.watcher.wake();
+        }
+    }
+
+    /// The guest begins a slice elsewhere. Whoever waits is told of an answer when the slice
+    /// is over: woken before, it would take the core from the guest, which as a rule has
+    /// ended a moment later.
+    pub(super) fn begin_slice(&self) {
+        self.0.is_in_slice.store(true, Ordering::Relaxed);
+    }
+
+    /// The slice is over; whether the guest has answered during it.
+    pub(super) fn end_slice(&self) -> bool {
+        self.0.is_in_slice.store(false, Ordering::Relaxed);
+        self.0.has_answered.swap(false, Ordering::Relaxed)
     }
 
     pub(super) fn take(&self) -> Option<GuestResponse> {

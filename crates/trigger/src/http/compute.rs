@@ -522,10 +522,12 @@ impl Task {
         let waker = Waker::from(self.clone());
         let runtime = self.lane.runtime.enter();
         self.lane.pulse.beat();
+        self.reply.begin_slice();
         let slice = Slice::begin();
         // A panic would take this thread away from all apps.
         let polled = catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(&mut Context::from_waker(&waker))));
         let cpu_ns = slice.end().cpu_ns;
+        let has_answered = self.reply.end_slice();
         let used_ns = usage.add_cpu_ns(cpu_ns);
         self.reply.component().count_cpu(cpu_ns);
         let outcome = match polled {
@@ -547,7 +549,7 @@ impl Task {
         }
         drop(runtime);
         drop(state);
-        if self.is_awaited.swap(false, Ordering::SeqCst) {
+        if self.is_awaited.swap(false, Ordering::SeqCst) || has_answered {
             self.reply.wake();
         }
         if self.is_cancelled.load(Ordering::SeqCst) {
