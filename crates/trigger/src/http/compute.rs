@@ -365,7 +365,9 @@ impl ComputeLane {
         let mut observer = Observer::new();
         loop {
             self.activity.notified().await;
-            let mut apart = cores::keep_apart();
+            // Where others want the cores, the kernel had better place workers.
+            let places = |crew| if crew == Crew::Idle { cores::keep_apart() } else { None };
+            let mut apart = places(self.queue().crew);
             let mut busy_at = Instant::now();
             let mut swept_at = busy_at;
             loop {
@@ -385,8 +387,7 @@ impl ComputeLane {
                     drop(queue);
                     tracing::debug!(?crew, "other threads compute from now on");
                     self.news(crew).notify_all();
-                    // Where others want the cores, the kernel had better place workers.
-                    apart = if crew == Crew::Idle { cores::keep_apart() } else { None };
+                    apart = places(crew);
                 } else if now.saturating_duration_since(swept_at) > CALM_TIME
                     && let Some(apart) = &apart
                 {
