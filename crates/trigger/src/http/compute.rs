@@ -18,9 +18,9 @@
 //! # The last core
 //!
 //! A worker that wakes takes its core from a compute thread; but whoever computes leaves
-//! cold caches. So while workers run requests of
-//! their own, one core is kept for them where there are several: the last compute thread
-//! waits until none came for [`KEPT_TIME`].
+//! cold caches. So while workers run requests of their own, one core is kept for them
+//! where there are several: the last compute thread waits until none came for
+//! [`KEPT_TIME`].
 //!
 //! # Life of a task
 //!
@@ -233,7 +233,7 @@ impl Drop for ComputeThreads {
     fn drop(&mut self) {
         let mut queue = self.lane.queue();
         queue.is_closed = true;
-        let left = (std::mem::take(&mut queue.ready), std::mem::take(&mut queue.cancelled));
+        let left = (mem::take(&mut queue.ready), mem::take(&mut queue.cancelled));
         drop(queue);
         // Tasks may hold the last reference to what holds this.
         drop(left);

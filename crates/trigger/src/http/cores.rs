@@ -127,18 +127,18 @@ mod tests {
             let told = told.clone();
             threads.push(thread::spawn(move || {
                 let _worker = Worker::join();
-                told.send((gettid(), None)).unwrap();
+                told.send(gettid()).unwrap();
                 start.recv().unwrap();
                 // It begins where the worker is.
                 let child = thread::spawn(move || {
-                    told.send((gettid(), Some(()))).unwrap();
+                    told.send(gettid()).unwrap();
                     ended.recv().unwrap_err();
                 });
                 child.join().unwrap();
             }));
             ends.push((end, started));
         }
-        let ids: Vec<_> = (0..count).map(|_| tell.recv().unwrap().0).collect();
+        let ids: Vec<_> = (0..count).map(|_| tell.recv().unwrap()).collect();
         let everywhere = cores_of_thread(rustix::process::getpid());
         let apart = keep_apart();
         assert_eq!(apart.is_some(), count > 1 && everywhere.len() == count);
@@ -150,7 +150,7 @@ mod tests {
         for (_, started) in &ends {
             started.send(()).unwrap();
         }
-        let children: Vec<_> = (0..count).map(|_| tell.recv().unwrap().0).collect();
+        let children: Vec<_> = (0..count).map(|_| tell.recv().unwrap()).collect();
         assert!(children.iter().all(|id| cores_of_thread(*id).len() == 1), "inherited");
         apart.let_go_others();
         assert!(children.iter().all(|id| cores_of_thread(*id) == everywhere));

@@ -1,7 +1,7 @@
 //! Whether threads that ask for nothing get nothing.
 //!
-//! Guests compute on threads that run where nobody else wants a core. Usually somebody
-//! does not; but on a machine whose other processes take all there is, such threads would
+//! Guests compute on threads that run where nobody else wants a core. Usually there is
+//! one; but on a machine whose other processes take all there is, such threads would
 //! stand still. [`Observer`] looks at them now and then, and sees.
 
 use std::time::{Duration, Instant};
@@ -55,12 +55,12 @@ impl Observer {
             self.since = Some(now);
             return false;
         }
-        let (before, had_more) = match self.before.replace((now, sights.clone(), has_more)) {
-            Some((at, before, had_more)) if before.len() == sights.len() => ((at, before), had_more),
-            _ => return false,
+        let last = self.before.replace((now, sights, has_more));
+        let (Some((at, before, had_more)), Some((_, sights, _))) = (last, &self.before) else {
+            return false;
         };
-        let little = now.saturating_duration_since(before.0) / LITTLE;
-        let pairs = || before.1.iter().zip(&sights);
+        let little = now.saturating_duration_since(at) / LITTLE;
+        let pairs = || before.iter().zip(sights);
         let got = |before: &Sight, now: &Sight| now.cpu.saturating_sub(before.cpu);
         let stands_still = pairs()
             .any(|(before, now)| now.turn % 2 == 1 && now.turn == before.turn && got(before, now) < little);
