@@ -66,7 +66,7 @@ impl Commons {
     /// # Errors
     /// [`Error::Start`] if the operating system refuses a thread.
     pub fn start(engine: &Engine, settings: CommonsSettings) -> Result<Arc<Self>, Error> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = wisp_engine::cores_count();
         let compute = match settings.accounting && settings.compute_lane {
             true => Some(
                 ComputeThreads::start(cores, engine.pulse().clone())

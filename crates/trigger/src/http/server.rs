@@ -219,7 +219,7 @@ impl Server {
         let draining = CancellationToken::new();
         let closing = CancellationToken::new();
         let connections = TaskTracker::new();
-        let threads_count = thread::available_parallelism().map_or(1, usize::from);
+        let threads_count = wisp_engine::cores_count();
         let mut workers = Vec::with_capacity(threads_count);
         for number in 0..threads_count {
             let worker = Worker {
