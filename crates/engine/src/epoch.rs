@@ -105,6 +105,12 @@ impl Slice {
         Self { start }
     }
 
+    /// Whether the guest that this thread runs has used up its slice.
+    #[must_use]
+    pub fn is_used_up() -> bool {
+        SLICE_USED_UP.get()
+    }
+
     /// Ends it.
     pub fn end(self) -> SliceEnd {
         SLICE_START.set(None);

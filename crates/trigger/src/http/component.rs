@@ -372,7 +372,7 @@ impl Component {
                 Ended::Rest(ahead, body) => (ahead, body),
             }
         };
-        let mut body = RunningBody::new(guest, (ahead, body), content_length, self.tracker.clone());
+        let mut body = RunningBody::new(guest, (ahead, body), length, self.tracker.clone());
         if length == Some(0) {
             body.detach();
             return http::Response::from_parts(parts, ResponseBody::Empty);
