@@ -1,6 +1,6 @@
 //! A component that answers HTTP requests.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{any::Any, sync::Arc, task::Poll, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Body as _, Frame};
@@ -284,13 +284,13 @@ impl Component {
 
         let mut outcome = None;
         let response = std::future::poll_fn(|context| {
-            if let std::task::Poll::Ready(ended) = guest.poll(context) {
+            if let Poll::Ready(ended) = guest.poll(context) {
                 outcome = Some(ended);
             }
             match reply.take() {
-                Some(response) => std::task::Poll::Ready(Some(response)),
-                None if outcome.is_some() => std::task::Poll::Ready(None),
-                None => std::task::Poll::Pending,
+                Some(response) => Poll::Ready(Some(response)),
+                None if outcome.is_some() => Poll::Ready(None),
+                None => Poll::Pending,
             }
         })
         .await;
@@ -388,13 +388,18 @@ impl Component {
     async fn run(&self, request: http::Request<RequestBody>, reply: &Reply) -> Result<(), GuestFailed> {
         let mut serve = std::pin::pin!(self.entry.serve(self, request, reply.clone()));
         let mut run = OneThread::default();
-        let serve = std::future::poll_fn(|context| run.poll(serve.as_mut(), context));
         let limit = self.limits.request_timeout;
-        let result = if limit == Duration::MAX {
-            serve.await
-        } else {
-            tokio::time::timeout(limit, serve).await.unwrap_or(Err(Failure::TimedOut(limit)))
-        };
+        let mut timeout = None;
+        let result = std::future::poll_fn(|context| {
+            if let Poll::Ready(result) = run.poll(serve.as_mut(), context) {
+                return Poll::Ready(result);
+            }
+            // Armed only when there is something to wait for, so that a guest that answers
+            // at once costs no timer.
+            let timeout = timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+            timeout.as_mut().poll(context).map(|()| Err(Failure::TimedOut(limit)))
+        })
+        .await;
         result.map_err(|failure| {
             let failure = failure.explain(reply.usage(), &self.limits.instance);
             if !reply.is_abandoned() {

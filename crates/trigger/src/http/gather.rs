@@ -33,10 +33,11 @@ use tokio::{
 const MAX_WAITING_BYTES: usize = 4 << 10;
 
 /// Connections that have something waiting.
-const MAX_WAITING_COUNT: usize = 16;
+const MAX_WAITING_COUNT: usize = 32;
 
-/// How long a response waits for guests that come after it.
-const MAX_WAIT: Duration = Duration::from_micros(100);
+/// How long a response waits for guests that come after it: as long as a few of them run,
+/// half of what any guest may keep a worker for.
+const MAX_WAIT: Duration = Duration::from_micros(500);
 
 /// What waits on one thread.
 struct Waiting {

@@ -293,7 +293,9 @@ async fn instance<P>(
         host.set_local_depth(depth);
     }
     let mut store = component.store(host, reply);
-    let (instantiated, memory) = component.instantiate(instantiate(&mut store)).await;
+    // Large, and of no use to requests that find an instance.
+    let instantiation = Box::pin(component.instantiate(instantiate(&mut store)));
+    let (instantiated, memory) = instantiation.await;
     let (proxy, instance) = instantiated?;
     if let Some(memory) = &memory {
         memory.begin(&mut store, &instance).await?;
