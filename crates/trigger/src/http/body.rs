@@ -326,7 +326,7 @@ impl Body for ResponseBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Finished(body) => body.size_hint(),
-            Self::Running(body) => body.body.as_ref().map_or_else(SizeHint::default, Body::size_hint),
+            Self::Running(body) => body.size_hint(),
         }
     }
 }
@@ -432,6 +432,13 @@ impl RunningBody {
         .await
         .ok();
         self.guest = None;
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            Some(body) if self.ahead.is_empty() => body.size_hint(),
+            _ => SizeHint::default(),
+        }
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -108,16 +108,16 @@ impl Body for Resumed {
         self.frames.as_slice().is_empty() && self.body.is_end_stream()
     }
 
+    /// A length that is known leaves no room for trailers.
     fn size_hint(&self) -> SizeHint {
-        let ahead_bytes: u64 =
-            self.frames.as_slice().iter().filter_map(data).map(|data| data.len() as u64).sum();
-        let rest = self.body.size_hint();
-        let mut hint = SizeHint::new();
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(ahead_bytes));
+        let frames = self.frames.as_slice();
+        match (self.body.size_hint().exact(), frames.iter().all(|frame| data(frame).is_some())) {
+            (Some(rest_bytes), true) => {
+                let ahead_bytes: u64 = frames.iter().filter_map(data).map(|data| data.len() as u64).sum();
+                SizeHint::with_exact(rest_bytes.saturating_add(ahead_bytes))
+            }
+            _ => SizeHint::default(),
         }
-        hint.set_lower(rest.lower().saturating_add(ahead_bytes));
-        hint
     }
 }
 
@@ -191,7 +191,7 @@ mod tests {
         write(&writer, "one");
         draft.take_in();
         let mut body = draft.finish().into_body();
-        assert_eq!((body.size_hint().lower(), body.size_hint().exact()), (3, None));
+        assert_eq!(body.size_hint().exact(), None);
         write(&writer, "two");
         assert_eq!(next_data(&mut body).unwrap(), "one");
         assert_eq!(next_data(&mut body).unwrap(), "two");
@@ -209,6 +209,7 @@ mod tests {
         drop(writer);
         draft.take_in();
         let mut body = draft.finish().into_body();
+        assert_eq!(body.size_hint().exact(), None);
         assert_eq!(next_data(&mut body).unwrap(), "one");
         assert!(matches!(next(&mut body), Poll::Ready(Some(Ok(frame))) if frame.is_trailers()));
         assert!(matches!(next(&mut body), Poll::Ready(Some(Err(_)))));

@@ -249,7 +249,8 @@ impl Entry {
             Self::IncomingHandler(entry) => entry.serve(component, request, reply).await,
             Self::Handler(entry) => entry.serve(component, request, reply).await,
             Self::InboundHttp(entry) => entry.serve(component, request, reply).await,
-            Self::Wagi(entry) => entry.serve(component, request, reply).await,
+            // The largest of these by far would have all others allocate as much.
+            Self::Wagi(entry) => Box::pin(entry.serve(component, request, reply)).await,
         }
     }
 
