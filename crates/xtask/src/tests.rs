@@ -56,7 +56,9 @@ pub(crate) fn run(chore: &mut Chore, arguments: &[String]) -> Result<()> {
             },
         )
     });
-    fs::remove_dir_all(&temporary).map_err(at(&temporary))?;
+    if let Err(failure) = fs::remove_dir_all(&temporary).map_err(at(&temporary)) {
+        failure.report();
+    }
     let succeeded = succeeded?;
     let said = skips(&skipped)?;
     // A test that says it cannot run returns, and so counts as passed. It may give
