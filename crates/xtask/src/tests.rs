@@ -36,9 +36,6 @@ pub(crate) fn run(chore: &mut Chore, arguments: &[String]) -> Result<()> {
     }
     let skipped = chore.target.join("skipped-tests.txt");
     fs::write(&skipped, "").map_err(at(&skipped))?;
-    // A process that a test kills leaves its temporary files behind.
-    let temporary = std::env::temp_dir().join(format!("wisp-test-{}", std::process::id()));
-    fs::create_dir_all(&temporary).map_err(at(&temporary))?;
     let mut counts = Counts::default();
     let mut ignored = Vec::new();
     let succeeded = chore.step("cargo test", |chore| {
@@ -48,18 +45,13 @@ pub(crate) fn run(chore: &mut Chore, arguments: &[String]) -> Result<()> {
                 .args(arguments)
                 .current_dir(&chore.root)
                 .env(GUESTS_VARIABLE, chore.guests())
-                .env("TMPDIR", &temporary)
                 .env(SKIPPED_VARIABLE, &skipped),
             |line| {
                 counts.add(line);
                 ignored.extend(ignored_test(line));
             },
         )
-    });
-    if let Err(failure) = fs::remove_dir_all(&temporary).map_err(at(&temporary)) {
-        failure.report();
-    }
-    let succeeded = succeeded?;
+    })?;
     let said = skips(&skipped)?;
     // A test that says it cannot run returns, and so counts as passed. It may give
     // several reasons, but was one test.
