@@ -70,9 +70,11 @@ fn a_response_that_is_all_there_says_how_long_it_is() {
     for guest in available(&["rust-sdk5", "rust-wstd", "rust-sdk7"]) {
         let app = App::of(guest, "").start();
         for path in ["/", "/big?bytes=1000"] {
-            // A guest may be interrupted between its answer and its end: it is slow in a debug
-            // build, and at first.
-            let response = (0..5)
+            // The first one may be interrupted between its answer and its end: it is slow in a
+            // debug build, and so are all that have streams.
+            app.get(path).expect();
+            let attempts_count = if guest == "rust-sdk7" { 5 } else { 1 };
+            let response = (0..attempts_count)
                 .map(|_| app.request("GET", path, &[], b""))
                 .find(|response| response.header("content-length").is_some())
                 .unwrap_or_else(|| panic!("{guest}: no length"));

@@ -374,7 +374,7 @@ pub(super) struct RunningBody {
     /// Frames that were read before there was somebody to take them, the last first.
     ahead: Vec<WasiFrame>,
     body: Option<WasiBody>,
-    /// How much of a declared `content-length` is still to come.
+    /// How much is still to come of a body whose length is declared or known.
     remaining_bytes: Option<u64>,
     tracker: TaskTracker,
     /// The app, until its response was sent completely.
@@ -385,10 +385,10 @@ impl RunningBody {
     pub(super) fn new(
         guest: Guest,
         (ahead, body): (Vec<WasiFrame>, WasiBody),
-        content_length: Option<u64>,
+        length_bytes: Option<u64>,
         tracker: TaskTracker,
     ) -> Self {
-        let (guest, body, remaining_bytes) = (Some(guest), Some(body), content_length);
+        let (guest, body, remaining_bytes) = (Some(guest), Some(body), length_bytes);
         Self { guest, ahead, body, remaining_bytes, tracker, kept: None }
     }
 

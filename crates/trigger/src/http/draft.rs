@@ -6,18 +6,21 @@
 //! in one piece, with its length, and the guest need not be run once more for it.
 
 use std::{
-    mem,
     pin::Pin,
     task::{Context, Poll, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
+use futures::{StreamExt as _, stream};
 use http::response::Parts;
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt as _;
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use wasmtime_wasi_http::WasiBody;
 
-use super::body::{WasiFrame, whole};
+use super::{
+    body::{WasiFrame, whole},
+    component::content_length,
+};
 
 /// As much of a body is taken in before its client must have some of it.
 const MAX_AHEAD_BYTES: usize = 64 << 10;
@@ -57,25 +60,30 @@ impl Draft {
     }
 
     /// The response as it is now; more of its body may follow.
-    pub(super) fn finish(mut self) -> http::Response<WasiBody> {
-        let body = match (&mut self.body, self.frames.as_slice()) {
-            (None, frames) if frames.iter().all(|frame| data(frame).is_some()) => whole(self.joined()),
-            (Some(body), []) => mem::take(body),
-            _ => Resumed { frames: self.frames.into_iter(), body: self.body.unwrap_or_default() }
+    pub(super) fn finish(self) -> http::Response<WasiBody> {
+        let Self { parts, body, frames, bytes } = self;
+        let is_as_declared = content_length(&parts.headers).is_none_or(|length| length == bytes as u64);
+        let body = match body {
+            None if is_as_declared && frames.iter().all(|frame| data(frame).is_some()) => {
+                whole(joined(&frames, bytes))
+            }
+            Some(body) if frames.is_empty() => body,
+            // Of unknown length: it may have trailers, or be shorter than it says.
+            rest => StreamBody::new(stream::iter(frames).chain(BodyStream::new(rest.unwrap_or_default())))
                 .boxed_unsync(),
         };
-        http::Response::from_parts(self.parts, body)
+        http::Response::from_parts(parts, body)
     }
+}
 
-    /// All data in one piece.
-    fn joined(&self) -> Bytes {
-        match self.frames.as_slice() {
-            [only] => data(only).cloned().unwrap_or_default(),
-            frames => {
-                let mut joined = BytesMut::with_capacity(self.bytes);
-                frames.iter().filter_map(data).for_each(|data| joined.extend_from_slice(data));
-                joined.freeze()
-            }
+/// All data in one piece.
+fn joined(frames: &[WasiFrame], bytes: usize) -> Bytes {
+    match frames {
+        [only] => data(only).cloned().unwrap_or_default(),
+        frames => {
+            let mut joined = BytesMut::with_capacity(bytes);
+            frames.iter().filter_map(data).for_each(|data| joined.extend_from_slice(data));
+            joined.freeze()
         }
     }
 }
@@ -84,76 +92,28 @@ fn data(frame: &WasiFrame) -> Option<&Bytes> {
     frame.as_ref().ok()?.data_ref()
 }
 
-/// A body of which some was taken in.
-struct Resumed {
-    frames: std::vec::IntoIter<WasiFrame>,
-    body: WasiBody,
-}
-
-impl Body for Resumed {
-    type Data = Bytes;
-    type Error = wasmtime_wasi_http::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match self.frames.next() {
-            Some(frame) => Poll::Ready(Some(frame)),
-            None => Pin::new(&mut self.body).poll_frame(context),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.frames.as_slice().is_empty() && self.body.is_end_stream()
-    }
-
-    /// A length that is known leaves no room for trailers.
-    fn size_hint(&self) -> SizeHint {
-        let frames = self.frames.as_slice();
-        match (self.body.size_hint().exact(), frames.iter().all(|frame| data(frame).is_some())) {
-            (Some(rest_bytes), true) => {
-                let ahead_bytes: u64 = frames.iter().filter_map(data).map(|data| data.len() as u64).sum();
-                SizeHint::with_exact(rest_bytes.saturating_add(ahead_bytes))
-            }
-            _ => SizeHint::default(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-    use http::HeaderMap;
-    use tokio::sync::mpsc;
+    use futures::channel::mpsc;
+    use http::{HeaderMap, HeaderValue, header};
+    use http_body::Frame;
 
     use super::*;
 
-    /// A body that somebody writes to.
-    struct Written(mpsc::UnboundedReceiver<WasiFrame>);
+    type Writer = mpsc::UnboundedSender<WasiFrame>;
 
-    impl Body for Written {
-        type Data = Bytes;
-        type Error = wasmtime_wasi_http::Error;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-            self.0.poll_recv(context)
-        }
-    }
-
-    fn draft() -> (mpsc::UnboundedSender<WasiFrame>, Draft) {
-        let (writer, reader) = mpsc::unbounded_channel();
-        let mut draft = Draft::new(http::Response::new(Written(reader).boxed_unsync()));
+    /// A response with a body that somebody writes to.
+    fn draft() -> (Writer, Draft) {
+        let (writer, reader) = mpsc::unbounded();
+        let mut draft = Draft::new(http::Response::new(StreamBody::new(reader).boxed_unsync()));
         draft.take_in();
         (writer, draft)
     }
 
-    fn write(writer: &mpsc::UnboundedSender<WasiFrame>, data: impl Into<Bytes>) {
-        writer.send(Ok(Frame::data(data.into()))).unwrap();
+    fn write(writer: &Writer, data: impl Into<Bytes>) {
+        writer.unbounded_send(Ok(Frame::data(data.into()))).unwrap();
     }
 
     fn next(body: &mut WasiBody) -> Poll<Option<WasiFrame>> {
@@ -204,8 +164,8 @@ mod tests {
     fn trailers_and_errors_keep_their_place() {
         let (writer, mut draft) = draft();
         write(&writer, "one");
-        writer.send(Ok(Frame::trailers(HeaderMap::new()))).unwrap();
-        writer.send(Err(wasmtime_wasi_http::Error::HttpResponseIncomplete)).unwrap();
+        writer.unbounded_send(Ok(Frame::trailers(HeaderMap::new()))).unwrap();
+        writer.unbounded_send(Err(wasmtime_wasi_http::Error::HttpResponseIncomplete)).unwrap();
         drop(writer);
         draft.take_in();
         let mut body = draft.finish().into_body();
@@ -213,6 +173,26 @@ mod tests {
         assert_eq!(next_data(&mut body).unwrap(), "one");
         assert!(matches!(next(&mut body), Poll::Ready(Some(Ok(frame))) if frame.is_trailers()));
         assert!(matches!(next(&mut body), Poll::Ready(Some(Err(_)))));
+    }
+
+    #[test]
+    fn what_is_not_as_long_as_it_says_has_no_other_length() {
+        for (declared, exact) in [("3", Some(3)), ("5", None), ("0", None)] {
+            let (writer, mut draft) = draft();
+            draft.parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static(declared));
+            write(&writer, "one");
+            drop(writer);
+            draft.take_in();
+            let body = draft.finish().into_body();
+            assert_eq!(body.size_hint().exact(), exact, "{declared}");
+        }
+        let (writer, mut draft) = draft();
+        draft.parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("5"));
+        drop(writer);
+        draft.take_in();
+        let mut body = draft.finish().into_body();
+        assert_eq!(body.size_hint().exact(), None);
+        assert!(matches!(next(&mut body), Poll::Ready(None)));
     }
 
     #[test]
